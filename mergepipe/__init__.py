@@ -1,0 +1,1 @@
+"""Merge language models: a recipe in, a checkpoint that loads anywhere out."""

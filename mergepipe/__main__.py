@@ -1,0 +1,5 @@
+"""`python -m mergepipe`."""
+
+from mergepipe.cli import main
+
+main()

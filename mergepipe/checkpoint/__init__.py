@@ -1,0 +1,24 @@
+"""Checkpoints on disk: headers read and checked first, then values, one range at a time."""
+
+from mergepipe.checkpoint.config import family
+from mergepipe.checkpoint.names import embedding_name, layer_of
+from mergepipe.checkpoint.opening import Checkpoint, open_checkpoint
+from mergepipe.checkpoint.source import ModelSource
+from mergepipe.checkpoint.tensors import DTYPES, DType, LowRank, Stored, read_range, torch_dtype
+from mergepipe.checkpoint.values import read_values
+
+__all__ = [
+    "DTYPES",
+    "Checkpoint",
+    "DType",
+    "LowRank",
+    "ModelSource",
+    "Stored",
+    "embedding_name",
+    "family",
+    "layer_of",
+    "open_checkpoint",
+    "read_range",
+    "read_values",
+    "torch_dtype",
+]

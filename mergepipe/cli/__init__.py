@@ -1,0 +1,69 @@
+"""The command line: one thin file a command; arguments in, one call, messages out."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from mergepipe.cli import init, methods, plan, run, schema
+from mergepipe.cli.console import print_error
+from mergepipe.errors import MergepipeError
+
+__all__ = ["app", "main"]
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="mergepipe",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Merge language models: a recipe in, a checkpoint that loads anywhere out.",
+)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"mergepipe {version('mergepipe')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    *,
+    _version: bool = typer.Option(
+        False,
+        "--version",
+        callback=_print_version,
+        is_eager=True,
+        help="Show the version and exit.",
+    ),
+    debug: bool = typer.Option(False, "--debug", help="Show a traceback with every error."),
+) -> None:
+    if debug:
+        os.environ["MERGEPIPE_DEBUG"] = "1"
+
+
+app.command("run")(run.run)
+app.command("plan")(plan.plan)
+app.command("methods")(methods.methods)
+app.command("init")(init.init)
+app.command("schema")(schema.schema)
+
+
+def main() -> None:
+    """Run the command line; exit 0 done, 2 wrong input, 3 environment, 130 interrupted."""
+    try:
+        app()
+    except MergepipeError as error:
+        if os.environ.get("MERGEPIPE_DEBUG"):
+            raise
+        print_error(error)
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written; run the same command again", file=sys.stderr)  # noqa: T201
+        sys.exit(INTERRUPTED)

@@ -1,0 +1,27 @@
+"""`mergepipe plan`: say what `run` would do, and touch nothing."""
+
+from __future__ import annotations
+
+from mergepipe.cli.options import Json, Out, RecipeFile, Set, Threads
+
+__all__ = ["plan"]
+
+
+def plan(
+    recipe: RecipeFile,
+    out: Out = None,
+    overrides: Set = None,
+    threads: Threads = None,
+    *,
+    json: Json = False,
+) -> None:
+    """Say what `run` would do: every tensor, parameter, byte and warning. Touches nothing."""
+    from mergepipe import pipeline
+    from mergepipe.cli import plan_table
+    from mergepipe.cli.console import print_warnings
+
+    prepared = pipeline.prepare(
+        recipe, settings=overrides or (), out=out, threads=threads, local_files_only=True
+    )
+    plan_table.show(prepared, json_only=json)
+    print_warnings(() if json else prepared.warnings)

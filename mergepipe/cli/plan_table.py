@@ -1,0 +1,86 @@
+"""A plan on the terminal: how tensors are made, which, and what it costs."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+
+from mergepipe.cli.console import results, size
+from mergepipe.errors import printable
+from mergepipe.pipeline import Prepared
+from mergepipe.plan import Group, Plan, as_json, groups
+
+__all__ = ["show"]
+
+_MOST_NAMES = 40
+
+
+def show(prepared: Prepared, *, json_only: bool) -> None:
+    """Print the plan of every stage, for people or as JSON."""
+    if json_only:
+        print(json.dumps(_json(prepared), indent=2))  # noqa: T201
+        return
+    for plan in prepared.plans:
+        for line in (*_plan_lines(plan), ""):
+            _print(line)
+    for name, line in _totals(prepared).items():
+        _print(f"{name:8} {line}")
+
+
+def _print(line: str) -> None:
+    results.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+
+
+def _json(prepared: Prepared) -> dict[str, object]:
+    return {
+        "output": str(prepared.target) if prepared.target else None,
+        "peak_bytes": prepared.peak_bytes,
+        "disk_bytes": prepared.disk_bytes,
+        "threads": prepared.threads,
+        "warnings": list(prepared.warnings),
+        "stages": [as_json(plan, prepared.threads) for plan in prepared.plans],
+    }
+
+
+def _plan_lines(plan: Plan) -> Iterator[str]:
+    yield f"{plan.name}: {plan.spec.method}, output like {plan.donor.label}"
+    for group in groups(plan):
+        yield from _group_lines(group)
+    counts = Counter((one.label, one.reason) for one in plan.dropped)
+    for (label, reason), count in counts.items():
+        first = next(d.name for d in plan.dropped if (d.label, d.reason) == (label, reason))
+        more = f" and {count - 1} more" if count > 1 else ""
+        yield f"  not used, from {label}: {first}{more} ({reason})"
+
+
+def _group_lines(group: Group) -> Iterator[str]:
+    count = sum(group.names.values())
+    how = f"{group.method or 'copy'} {' + '.join(group.inputs)}"
+    why = "" if group.reason == "merge" else f" ({group.reason})"
+    dtypes = " → ".join(group.dtypes)
+    yield f"  {how}: {count} tensors, {group.numel:,} elements, {dtypes}{why}"
+    values = [
+        f"{name}={value.shown}{'' if value.origin == 'default' else f' [{value.origin}]'}"
+        for name, value in group.parameters.items()
+    ]
+    if values:
+        yield f"      {', '.join(values)}"
+    for name, repeats in list(group.names.items())[:_MOST_NAMES]:
+        yield f"      · {name}{f' ×{repeats}' if repeats > 1 else ''}"
+    if len(group.names) > _MOST_NAMES:
+        yield f"      · and {len(group.names) - _MOST_NAMES} more names (--json lists all)"
+
+
+def _totals(prepared: Prepared) -> dict[str, str]:
+    last = prepared.plans[-1]
+    elements = sum(step.numel for step in last.steps)
+    passes = max(step.sweeps for plan in prepared.plans for step in plan.steps)
+    read = size(sum(plan.bytes_read for plan in prepared.plans))
+    return {
+        "output": f"{prepared.target or 'none given'}: {len(last.steps)} tensors, "
+        f"{elements:,} parameters, {len(last.layout.shards)} file(s)",
+        "reads": f"at most {read}, in up to {passes} pass(es)",
+        "writes": size(prepared.disk_bytes),
+        "memory": f"about {size(prepared.peak_bytes)} for {prepared.threads} workers",
+    }

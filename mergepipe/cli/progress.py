@@ -1,0 +1,91 @@
+"""Progress of long work, and its result: bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from mergepipe.cli.console import messages, results, size
+from mergepipe.evaluate import ScoreRow, results_jsonl, table
+from mergepipe.pipeline import Outcome
+from mergepipe.plan import Plan
+
+__all__ = ["print_outcome", "print_scores", "shown"]
+
+Reporter = Callable[[Plan], Callable[[int], None]]
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+@contextmanager
+def shown() -> Iterator[Reporter]:
+    """Give a function that starts the progress of a plan and returns its `advance(bytes)`."""
+    if not messages.is_terminal:
+        yield _Lines
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=messages, transient=True) as bars:
+
+        def start(plan: Plan) -> Callable[[int], None]:
+            task = bars.add_task(f"{plan.name} ({plan.spec.method})", total=plan.bytes_read)
+            return lambda count: bars.advance(task, count)
+
+        yield start
+
+
+class _Lines:
+    """Says every ten seconds how far a plan is."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.done = plan, 0
+        self.started = self.spoke = time.monotonic()
+
+    def __call__(self, count: int) -> None:
+        self.done += count
+        now = time.monotonic()
+        if now - self.spoke < _SECONDS_BETWEEN_LINES:
+            return
+        self.spoke = now
+        rate = self.done / (now - self.started)
+        left = max(0, self.plan.bytes_read - self.done) / rate
+        messages.print(
+            f"{self.plan.name}: {size(self.done)} of at most {size(self.plan.bytes_read)}, "
+            f"{size(rate)}/s, {left:.0f} s left",
+            markup=False,
+            highlight=False,
+        )
+
+
+def print_outcome(outcome: Outcome, *, as_json: bool) -> None:
+    """Say where the result is."""
+    if not as_json:
+        messages.print(
+            f"{outcome.folder}: {outcome.tensors} tensors, {outcome.parameters:,} parameters",
+            markup=False,
+            highlight=False,
+        )
+
+
+def print_scores(rows: Sequence[ScoreRow], *, as_json: bool) -> None:
+    """Print the table of scores, or its rows as JSON."""
+    if as_json:
+        lines = results_jsonl(rows).splitlines()
+        print(json.dumps({"results": [json.loads(line) for line in lines]}, indent=2))  # noqa: T201
+    else:
+        results.print(table(rows))

@@ -1,0 +1,254 @@
+"""Plan -> sink: read, merge and write tensors, several at a time, in bounded memory.
+
+Each worker takes one tensor, block by block: it reads the block of every input, upcasts to fp32,
+calls the method, rounds once to the output dtype, checks that the values are finite, and hands
+them to the sink. What a block gives depends on the block alone, so bytes never depend on the
+number of workers. torch runs one thread per worker for the same reason.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from mergepipe.checkpoint import DTYPES, read_range, read_values, torch_dtype
+from mergepipe.errors import NonFiniteError, Problem
+from mergepipe.method import (
+    BLOCK,
+    Block,
+    Measure,
+    Method,
+    Scope,
+    Statistics,
+    add_statistics,
+    load_method,
+    run_survey,
+)
+from mergepipe.plan import Input, Plan, Step
+
+__all__ = ["Progress", "Sink", "default_threads", "execute"]
+
+Progress: TypeAlias = Callable[[int], None]
+
+
+class Sink(Protocol):
+    """Where merged tensors go: files, or the parameters of a live module."""
+
+    def write(self, step: Step, start: int, values: Tensor) -> None:
+        """Take elements from flat index `start`, 1-D, in the step's dtype. Thread-safe."""
+
+
+def default_threads() -> int:
+    """Give the number of cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def execute(
+    plan: Plan, sink: Sink, *, threads: int | None = None, progress: Progress | None = None
+) -> None:
+    """Make every tensor of `plan` and hand it to `sink`.
+
+    `progress` is called with the number of bytes read since its last call, from any thread.
+
+    Raises
+    ------
+    NonFiniteError
+        if an input holds NaN or infinity, or a result does not fit the output dtype.
+    InputError, EnvironmentFault
+        from reading and from the sink.
+
+    """
+    workers = threads or default_threads()
+    run = _Run(plan, sink, progress or _silent, threading.Event())
+    with _one_torch_thread(), ThreadPoolExecutor(workers, "mergepipe") as pool:
+        try:
+            found = run.survey_models(pool)
+            jobs = [pool.submit(run.make, step, found) for step in plan.steps]
+            _finish(jobs)
+        except BaseException:
+            run.stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _silent(_: int) -> None:
+    """Report nothing."""
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _finish(jobs: list[Future[None]]) -> None:
+    """Wait for all jobs; raise the first failure in the plan's order."""
+    wait(jobs, return_when=FIRST_EXCEPTION)
+    for job in jobs:
+        if job.done():
+            job.result()
+    assert all(job.done() for job in jobs), "a failed job was raised above"
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    plan: Plan
+    sink: Sink
+    progress: Progress
+    stop: threading.Event
+
+    def survey_models(self, pool: ThreadPoolExecutor) -> dict[object, Any]:
+        """Run the surveys whose scope is the model; what they found, by scope."""
+        scopes: dict[object, list[Step]] = {}
+        for step in self.plan.steps:
+            key = _scope_of(step)
+            if key is not None:
+                scopes.setdefault(key, []).append(step)
+        return {key: self._survey(steps, pool) for key, steps in scopes.items()}
+
+    def _survey(self, steps: list[Step], pool: ThreadPoolExecutor) -> Any:
+        def measure_all(measure: Measure) -> Statistics:
+            return add_statistics(pool.map(partial(self._measure, measure), steps))
+
+        return run_survey(_start_survey(steps), measure_all)
+
+    def _measure(self, measure: Measure, step: Step) -> Statistics:
+        return add_statistics(measure(block) for block in self._blocks(step))
+
+    def make(self, step: Step, found: Mapping[object, Any]) -> None:
+        """Make one output tensor."""
+        if step.method is None:
+            self._copy(step)
+            return
+        method = load_method(step.method)
+        key = _scope_of(step)
+        knowledge = None
+        if key is not None:
+            knowledge = found[key]
+        elif method.survey is not None:
+            knowledge = run_survey(_start_survey([step]), partial(self._measure, step=step))
+        for block in self._blocks(step):
+            merged = method.merge(block, knowledge)
+            values = merged.to(torch_dtype(step.dtype))
+            _check_result(step, merged, values)
+            self.sink.write(step, block.start, values)
+
+    def _blocks(self, step: Step) -> Iterator[Block[Any, Any]]:
+        assert step.shared is not None, "a step with a method has parameters"
+        for start, stop in _ranges(step.numel):
+            if self.stop.is_set():
+                return
+            values = [_read_finite(one, start, stop) for one in step.all_inputs]
+            self.progress(sum(_bytes(one, stop - start) for one in step.all_inputs))
+            base = values.pop(0) if step.base is not None else None
+            yield Block(
+                tensor=step.name,
+                start=start,
+                base=base,
+                models=tuple(values),
+                labels=tuple(one.label for one in step.inputs),
+                each=step.each,
+                shared=step.shared,
+                seed=self.plan.seed,
+            )
+
+    def _copy(self, step: Step) -> None:
+        source = step.inputs[0]
+        as_stored = source.name not in source.checkpoint.low_rank
+        same = as_stored and source.stored.dtype == step.dtype
+        for start, stop in _ranges(step.numel):
+            if self.stop.is_set():
+                return
+            if same:
+                values = read_range(source.stored, start, stop)
+                _check_input(source, values)
+            else:
+                exact = _read_finite(source, start, stop)
+                values = exact.to(torch_dtype(step.dtype))
+                _check_result(step, exact, values)
+            self.progress(_bytes(source, stop - start))
+            self.sink.write(step, start, values)
+
+
+def _scope_of(step: Step) -> object | None:
+    """Name the model-wide survey a step belongs to, if any."""
+    if step.method is None:
+        return None
+    method = load_method(step.method)
+    key = method.scope(step.each, step.shared)
+    labels = tuple(one.label for one in step.inputs)
+    return None if key is None else (step.method, labels, key)
+
+
+def _start_survey(steps: list[Step]) -> Any:
+    first = steps[0]
+    assert first.method is not None, "only methods have surveys"
+    method: Method[Any, Any] = load_method(first.method)
+    assert method.survey is not None, "a scope belongs to a survey"
+    labels = [one.label for one in first.inputs]
+    size = sum(step.numel for step in steps)
+    each = dict(zip(labels, first.each, strict=True))
+    return method.survey(Scope(dict.fromkeys(labels, size), each, first.shared))
+
+
+def _ranges(numel: int) -> Iterator[tuple[int, int]]:
+    for start in range(0, numel, BLOCK):
+        yield start, min(start + BLOCK, numel)
+
+
+def _bytes(one: Input, count: int) -> int:
+    return DTYPES[one.stored.dtype].itemsize * count
+
+
+def _read_finite(one: Input, start: int, stop: int) -> Tensor:
+    values = read_values(one.checkpoint, one.name, start, stop)
+    _check_input(one, values)
+    return values
+
+
+def _is_finite(values: Tensor) -> bool:
+    if not values.is_floating_point() or values.numel() == 0:
+        return True
+    wide = values.float() if values.element_size() == 1 else values
+    low, high = torch.aminmax(wide)  # NaN propagates
+    return bool(torch.isfinite(low) & torch.isfinite(high))
+
+
+def _check_input(one: Input, values: Tensor) -> None:
+    if _is_finite(values):
+        return
+    bad = ~torch.isfinite(values.float())
+    kind = "nan" if bool(values.float().isnan().any()) else "inf"
+    raise NonFiniteError(
+        Problem(
+            f"{one.label} ({one.checkpoint.folder.name}/{one.stored.file.name}): {one.name}",
+            f"holds {kind}: {int(bad.sum())} values are not finite",
+            "the model is broken; use another, or `take` this tensor from one that is whole",
+        )
+    )
+
+
+def _check_result(step: Step, exact: Tensor, values: Tensor) -> None:
+    if _is_finite(values):
+        return
+    largest = float(exact.abs().max())
+    raise NonFiniteError(
+        Problem(
+            step.name,
+            f"a merged value of {largest:.3g} does not fit {step.dtype}",
+            "write `output: {dtype: bfloat16}` or float32, or lower the weights",
+        )
+    )

@@ -1,0 +1,248 @@
+"""What a merge method is, and how one is found.
+
+A method is one file in `mergepipe/methods/`: a docstring (authors, formula, a worked example), two
+parameter models, and a pure function over same-named tensors. It sees *blocks*: a run of elements
+of one tensor, fp32, flattened, the same run of the base and of every model that has the tensor.
+A tensor larger than `BLOCK` elements comes as several blocks, at fixed boundaries, so that results
+never depend on memory or threads.
+
+Some formulas need numbers of the whole tensor, or of the whole model, first: a norm, the k-th
+largest magnitude. Such a method has a *survey*, a generator. It yields what to measure in one
+block; measurements are arrays that add up; it is sent their sum over its scope; what it returns is
+handed to `merge`::
+
+    def survey(scope):
+        norms = yield squared_norm       # {label: sum over all blocks}
+        return {label: math.sqrt(norms[label]) for label in scope.labels}
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from mergepipe.errors import InputError, Problem, did_you_mean
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "BLOCK",
+    "Block",
+    "Measure",
+    "Method",
+    "Parameters",
+    "Scope",
+    "Statistics",
+    "Survey",
+    "add_statistics",
+    "apply",
+    "load_method",
+    "method_names",
+    "run_survey",
+]
+
+BLOCK = 1 << 22  # elements; part of the definition of fp64 sums, so changing it changes bytes
+
+Statistics: TypeAlias = Mapping[Hashable, NDArray[Any]]
+
+
+class Parameters(BaseModel):
+    """Parameters of a method: frozen, strict, finite; unknown names are refused."""
+
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", allow_inf_nan=False, populate_by_name=True
+    )
+
+
+EachT = TypeVar("EachT", bound=Parameters)
+SharedT = TypeVar("SharedT", bound=Parameters)
+
+
+@dataclass(frozen=True, slots=True)
+class Block(Generic[EachT, SharedT]):
+    """A run of elements of one tensor, as a method sees it: fp32, flattened."""
+
+    tensor: str
+    start: int  # flat index of the first element
+    base: Tensor | None
+    models: tuple[Tensor, ...]  # those that have the tensor, in recipe order
+    labels: tuple[str, ...]
+    each: tuple[EachT, ...]
+    shared: SharedT
+    seed: int = 0
+
+    @property
+    def first(self) -> Tensor:
+        """The base, or the first model where there is no base."""
+        return self.models[0] if self.base is None else self.base
+
+    @property
+    def deltas(self) -> tuple[Tensor, ...]:
+        """The task vectors τ_i = θ_i − θ_0 of this block."""
+        assert self.base is not None, "only methods that need a base ask for deltas"
+        return tuple(model - self.base for model in self.models)
+
+
+Measure: TypeAlias = Callable[[Block[Any, Any]], Statistics]
+Survey: TypeAlias = Generator[Measure, Statistics, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Scope(Generic[EachT, SharedT]):
+    """What a survey runs over: one tensor, or all tensors merged with the same parameters."""
+
+    sizes: Mapping[str, int]  # label -> number of elements the model has in the scope
+    each: Mapping[str, EachT]
+    shared: SharedT
+
+
+def _accept(_each: Sequence[Any], _shared: Any) -> None:
+    """Accept any combination of parameters."""
+
+
+def _no_sweep(_shared: Any) -> int:
+    """Say that the method reads its inputs once, to merge."""
+    return 0
+
+
+def _per_tensor(_each: Sequence[Any], _shared: Any) -> None:
+    """Survey every tensor by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Method(Generic[EachT, SharedT]):
+    """A merge method; the last line of its file makes one.
+
+    `scope(each, shared)` is None where the survey runs over one tensor, else a key: the survey
+    then runs over all tensors with the same key. `check(each, shared)` raises ValueError for
+    parameters that are wrong only together. `sweeps(shared)` says how often the survey reads the
+    inputs, at most.
+    """
+
+    each: type[EachT]
+    shared: type[SharedT]
+    merge: Callable[[Block[EachT, SharedT], Any], Tensor]
+    needs_base: bool
+    models: tuple[int, int | None]  # fewest and most models beside the base
+    survey: Callable[[Scope[EachT, SharedT]], Survey] | None = None
+    scope: Callable[[Sequence[EachT], SharedT], Hashable | None] = _per_tensor
+    check: Callable[[Sequence[EachT], SharedT], None] = _accept
+    sweeps: Callable[[SharedT], int] = _no_sweep
+    name: str = ""
+    doc: str = ""
+
+    @property
+    def summary(self) -> str:
+        """The first line of the method's page."""
+        return self.doc.strip().partition("\n")[0]
+
+
+@cache
+def method_names() -> tuple[str, ...]:
+    """Give the names of all methods, sorted, without importing any."""
+    folder = Path(__file__).parent / "methods"
+    return tuple(sorted(found.name for found in pkgutil.iter_modules([str(folder)])))
+
+
+@cache
+def load_method(name: str) -> Method[Any, Any]:
+    """Import the method `name`.
+
+    Raises
+    ------
+    InputError
+        if there is no such method; the message names the nearest.
+
+    """
+    if name not in method_names():
+        raise InputError(
+            Problem("method", f"unknown method '{name}'{did_you_mean(name, method_names())}")
+        )
+    module = importlib.import_module(f"mergepipe.methods.{name}")
+    method: Method[Any, Any] = module.METHOD
+    return replace(method, name=name, doc=module.__doc__ or "")
+
+
+def add_statistics(parts: Iterable[Statistics]) -> Statistics:
+    """Add measurements up, key by key, in the order given."""
+    total: dict[Hashable, NDArray[Any]] = {}
+    for part in parts:
+        for key, value in part.items():
+            total[key] = total[key] + value if key in total else np.asarray(value)
+    return total
+
+
+def run_survey(survey: Survey, measure_all: Callable[[Measure], Statistics]) -> Any:
+    """Drive a survey to its end; `measure_all` sums a measurement over the scope."""
+    try:
+        measure = next(survey)
+        while True:
+            measure = survey.send(measure_all(measure))
+    except StopIteration as stop:
+        return stop.value
+
+
+def apply(
+    name: str,
+    base: Tensor | None,
+    models: Mapping[str, Tensor],
+    each: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    tensor: str = "tensor",
+    seed: int = 0,
+    block: int = BLOCK,
+    **shared: Any,
+) -> Tensor:
+    """Merge one tensor: the definition of every method, in memory.
+
+    `base` and `models` have one shape and any float dtype; the result has that shape, fp32.
+    `each` gives per-model parameters by label, keywords are shared parameters (`lambda` as
+    `lambda_`).
+
+    >>> import torch
+    >>> base, a, b = torch.zeros(2), torch.tensor([1.0, 2.0]), torch.tensor([3.0, -4.0])
+    >>> apply("task_arithmetic", base, {"a": a, "b": b}, lambda_=0.5)
+    tensor([ 2., -1.])
+    """
+    import torch  # noqa: PLC0415 (importing this module must stay cheap)
+
+    method = load_method(name)
+    labels = tuple(models)
+    chosen = {label: method.each(**(each or {}).get(label, {})) for label in labels}
+    common = method.shared(**shared)
+    method.check(tuple(chosen.values()), common)
+    flat = [models[label].to(torch.float32).flatten() for label in labels]
+    origin = None if base is None else base.to(torch.float32).flatten()
+    first = flat[0] if origin is None else origin
+    blocks = [
+        Block(
+            tensor=tensor,
+            start=start,
+            base=None if origin is None else origin[start : start + block],
+            models=tuple(model[start : start + block] for model in flat),
+            labels=labels,
+            each=tuple(chosen.values()),
+            shared=common,
+            seed=seed,
+        )
+        for start in range(0, max(first.numel(), 1), block)
+    ]
+    found = None
+    if method.survey is not None:
+        scope = Scope(dict.fromkeys(labels, first.numel()), chosen, common)
+        found = run_survey(
+            method.survey(scope), lambda measure: add_statistics(measure(b) for b in blocks)
+        )
+    merged = torch.cat([method.merge(part, found) for part in blocks])
+    shape = (base if base is not None else next(iter(models.values()))).shape
+    return merged.reshape(shape)

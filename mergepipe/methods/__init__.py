@@ -1,0 +1,1 @@
+"""Merge methods, one file each; `mergepipe.method` says what a method is."""

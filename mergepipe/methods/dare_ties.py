@@ -1,0 +1,65 @@
+"""Drop elements of each task vector at random, then elect signs and average as TIES does.
+
+Yu et al., "Language Models are Super Mario", ICML 2024. https://arxiv.org/abs/2311.03099
+
+    m_i ~ Bernoulli(density)  per element,    τ̂_i = (m_i ⊙ τ_i) / density
+    s   = sgn(Σ_i w_i τ̂_i)
+    θ   = θ_0 + λ Σ_i w_i τ̂_i [sgn(w_i τ̂_i) = s] / Σ_i w_i [sgn(w_i τ̂_i) = s]
+
+`normalize: false` leaves the division out (mergekit's default), `rescale: l1` restores each
+tensor's L1 norm instead of dividing by the density (mergekit). The mask of an element depends on
+the recipe's `seed`, the model's label, the tensor's name and the element's index alone.
+
+>>> from mergepipe.method import apply
+>>> import torch
+>>> base, a, b = torch.zeros(3), torch.tensor([1.0, 2, 3]), torch.tensor([3.0, -4, 3])
+>>> apply("dare_ties", base, {"a": a, "b": b}, {"a": {"density": 1.0}, "b": {"density": 1.0}})
+tensor([ 2., -4.,  3.])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pydantic import Field
+from torch import Tensor
+
+from mergepipe.delta import Election, add_update, agreeing, combine
+from mergepipe.dropout import Rescale, drop, rescale_sweeps, survey_rescale
+from mergepipe.method import Block, Method, Parameters
+
+
+class Each(Parameters):
+    """Per model."""
+
+    weight: float = Field(1.0, description="factor on the task vector; also its vote")
+    density: float = Field(0.5, ge=0, le=1, description="probability that an element stays")
+
+
+class Shared(Parameters):
+    """For the whole merge."""
+
+    lambda_: float = Field(1.0, alias="lambda", description="factor on the merged task vector")
+    normalize: bool = Field(True, description="divide by the weights that agree")
+    rescale: Rescale = Field("inverse", description="what survivors are multiplied by")
+    elect: Election = Field("sum", description="what a sum of zero elects")
+
+
+def merge(block: Block[Each, Shared], factors: Mapping[str, float]) -> Tensor:
+    """Drop, rescale, elect, disjoint mean, add."""
+    weights = [each.weight for each in block.each]
+    weighted = [delta * w for delta, w in zip(drop(block, factors), weights, strict=True)]
+    masks = agreeing(weighted, block.shared.elect)
+    update = combine(weighted, weights, masks, normalize=block.shared.normalize)
+    return add_update(block.base, update, block.shared.lambda_)
+
+
+METHOD = Method(
+    Each,
+    Shared,
+    merge,
+    needs_base=True,
+    models=(1, None),
+    survey=survey_rescale,
+    sweeps=rescale_sweeps,
+)

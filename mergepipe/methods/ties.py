@@ -1,0 +1,130 @@
+"""Trim each task vector, elect a sign per parameter, average what agrees with it.
+
+Yadav et al., "TIES-Merging: Resolving Interference When Merging Models", NeurIPS 2023.
+https://arxiv.org/abs/2306.01708
+
+    τ̂_i  keeps the k largest |τ_i| of its scope, k = max(1, ⌊density·n⌋)
+    s    = sgn(Σ_i w_i τ̂_i)
+    θ    = θ_0 + λ Σ_i w_i τ̂_i [sgn(w_i τ̂_i) = s] / Σ_i w_i [sgn(w_i τ̂_i) = s]
+
+The paper trims over the whole model (`scope: model`), keeps 20 % and has no weights (w_i = 1).
+mergekit trims each tensor by itself (`scope: tensor`, `elect: mergekit`). `normalize: false`
+leaves the division out (the paper's disjoint sum). Where the signed sum is 0, nobody is elected;
+the authors' code fills in the sign that is commonest in the scope and keeps k + 1 elements and
+all ties: `elect: reference`, `trim: reference`.
+
+>>> from mergepipe.method import apply
+>>> import torch
+>>> base, a, b = torch.zeros(4), torch.tensor([4.0, 1.0, 0, 3]), torch.tensor([2.0, 0, 1.0, -4])
+>>> apply("ties", base, {"a": a, "b": b}, {"a": {"density": 0.5}, "b": {"density": 0.5}})
+tensor([ 3.,  0.,  0., -4.])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import partial
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+from torch import Tensor
+
+from mergepipe.delta import (
+    Election,
+    Trim,
+    add_update,
+    agreeing,
+    combine,
+    keep_count,
+    keep_largest,
+    survey_largest,
+)
+from mergepipe.method import Block, Method, Parameters, Scope, Statistics, Survey
+
+
+class Each(Parameters):
+    """Per model."""
+
+    weight: float = Field(1.0, description="factor on the trimmed task vector; also its vote")
+    density: float = Field(0.2, ge=0, le=1, description="fraction of the scope that is kept")
+
+
+class Shared(Parameters):
+    """For the whole merge."""
+
+    lambda_: float = Field(1.0, alias="lambda", description="factor on the merged task vector")
+    normalize: bool = Field(True, description="divide by the weights that agree")
+    scope: Literal["model", "tensor"] = Field("model", description="where the largest are sought")
+    trim: Literal["exact", "reference"] = Field("exact", description="k elements, or k+1 and ties")
+    elect: Election = Field("sum", description="what a sum of zero elects")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the survey tells `merge`."""
+
+    trims: Mapping[str, Trim]
+    majority: int  # the sign elected most often in the scope; 0 unless `elect: reference`
+
+
+def scope(each: Sequence[Each], shared: Shared) -> Hashable | None:
+    """One scope per tensor, or one for all tensors with the same densities."""
+    densities = tuple(one.density for one in each)
+    return None if shared.scope == "tensor" else (densities, shared.trim, shared.elect)
+
+
+def _count(density: float, size: int, trim: str) -> int:
+    # The authors' kthvalue(n - m) with m = int(n·density) keeps element m + 1 as well.
+    exact = keep_count(density, size)
+    return exact if trim == "exact" else min(size, int(Decimal(repr(density)) * size) + 1)
+
+
+def _sign_balance(trims: Mapping[str, Trim], block: Block[Each, Shared]) -> Statistics:
+    kept = keep_largest(block, trims)
+    return {"balance": np.array(int(sum(kept[1:], kept[0]).sign().sum().item()), np.int64)}
+
+
+def survey(scope: Scope[Each, Shared]) -> Survey:
+    """Find the elements that stay, and the majority sign where it is needed."""
+    shared = scope.shared
+    counts = {
+        label: _count(scope.each[label].density, size, shared.trim)
+        for label, size in scope.sizes.items()
+    }
+    ties: Literal["index", "all"] = "index" if shared.trim == "exact" else "all"
+    trims = yield from survey_largest(scope.sizes, counts, ties=ties)
+    if shared.elect != "reference":
+        return Found(trims, 0)
+    total = yield partial(_sign_balance, trims)
+    return Found(trims, int(np.sign(total["balance"])))
+
+
+def sweeps(shared: Shared) -> int:
+    """Two for the threshold, one for ties at it, one for the majority sign."""
+    return 4 if shared.elect == "reference" else 3
+
+
+def merge(block: Block[Each, Shared], found: Found) -> Tensor:
+    """Trim, elect, disjoint mean, add."""
+    shared = block.shared
+    weights = [each.weight for each in block.each]
+    kept = keep_largest(block, found.trims)
+    weighted = [delta * w for delta, w in zip(kept, weights, strict=True)]
+    masks = agreeing(weighted, shared.elect, found.majority)
+    update = combine(weighted, weights, masks, normalize=shared.normalize)
+    return add_update(block.base, update, shared.lambda_)
+
+
+METHOD = Method(
+    Each,
+    Shared,
+    merge,
+    needs_base=True,
+    models=(1, None),
+    survey=survey,
+    scope=scope,
+    sweeps=sweeps,
+)

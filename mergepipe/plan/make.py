@@ -1,0 +1,393 @@
+"""Decide what becomes of every tensor of every input. Only names, dtypes and shapes are read."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from mergepipe.checkpoint import DTYPES, Checkpoint, Stored, layer_of
+from mergepipe.errors import Problems, printable
+from mergepipe.method import Method, Parameters, load_method
+from mergepipe.plan.align import Alignment, align, is_buffer, shown_names, tied_head
+from mergepipe.plan.layout import Layout, arrange
+from mergepipe.plan.steps import Dropped, Input, Step
+from mergepipe.recipe import MergeSpec, Rule, at_depth
+
+__all__ = ["Plan", "make_plan"]
+
+_OUTPUT_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+_EMBEDDING = re.compile(r"(embed|wte|wpe|shared\.weight)")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one merge will do. Nothing has been read but headers."""
+
+    name: str
+    spec: MergeSpec
+    seed: int
+    donor: Checkpoint
+    steps: tuple[Step, ...]
+    dropped: tuple[Dropped, ...]
+    layout: Layout
+
+    @cached_property
+    def bytes_read(self) -> int:
+        """Bytes read, at most."""
+        return sum(step.bytes_read for step in self.steps)
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of all output shards, headers included."""
+        return sum(shard.size for shard in self.layout.shards)
+
+    def peak_bytes(self, threads: int) -> int:
+        """Memory that the merge needs beside the interpreter and libraries, about."""
+        largest = sorted((step.working_bytes for step in self.steps), reverse=True)
+        return sum(largest[:threads])
+
+    def as_checkpoint(self, folder: Path) -> Checkpoint:
+        """Give the checkpoint this plan will have written to `folder`, as later stages see it."""
+        tensors = {}
+        for step in self.steps:
+            shard, start = self.layout.place[step.name]
+            file = folder / self.layout.shards[shard].file
+            size = _nbytes(step)
+            tensors[step.name] = Stored(
+                step.name, step.dtype, step.shape, file, start, start + size
+            )
+        return Checkpoint(
+            label=self.name,
+            folder=self.donor.folder,
+            config=self.donor.config,
+            tensors=tensors,
+            low_rank={},
+            aliases={},
+            source=self.donor.source,
+        )
+
+
+def _nbytes(step: Step) -> int:
+    return DTYPES[step.dtype].itemsize * step.numel
+
+
+def make_plan(
+    name: str,
+    spec: MergeSpec,
+    checkpoints: Mapping[str, Checkpoint],
+    problems: Problems,
+    *,
+    seed: int = 0,
+    dtype: str | None = None,
+    max_shard_bytes: int = 5_000_000_000,
+) -> Plan | None:
+    """Plan one merge, or add every reason why not to `problems`.
+
+    `checkpoints` holds the models by label; `dtype` is that of all float outputs (default: the
+    donor's, tensor by tensor).
+    """
+    planner = _Planner(spec, checkpoints, problems, dtype)
+    if not planner.usable:
+        return None
+    steps = planner.steps()
+    layout = arrange([(s.name, s.dtype, s.shape) for s in steps], max_shard_bytes)
+    return Plan(name, spec, seed, planner.donor, steps, planner.dropped(steps), layout)
+
+
+class _Planner:
+    """Decides tensor by tensor; holds what every decision needs."""
+
+    def __init__(
+        self,
+        spec: MergeSpec,
+        checkpoints: Mapping[str, Checkpoint],
+        problems: Problems,
+        dtype: str | None,
+    ) -> None:
+        self.spec, self.problems = spec, problems
+        self.dtype = _OUTPUT_DTYPES[dtype] if dtype else None
+        self.donor = checkpoints[spec.donor]
+        taken = [rule.take for rule in spec.rules if rule.take is not None]
+        labels = dict.fromkeys((spec.donor, *spec.models, *taken))
+        self.models: dict[str, Alignment] = {}
+        for label in labels:
+            alignment = align(self.donor, checkpoints[label], problems)
+            if alignment is not None:
+                self.models[label] = alignment
+                for note in alignment.notes:
+                    problems.warn(label, note)
+        self.usable = len(self.models) == len(labels)
+        self.globs = [
+            re.compile("|".join(f"(?:{fnmatch.translate(glob)})" for glob in rule.globs))
+            for rule in spec.rules
+        ]
+        self.fitted = [0] * len(spec.rules)
+        self.shadowed = [0] * len(spec.rules)
+        self.stacks = _stack_lengths(self.donor)
+        self.missing: dict[str, list[str]] = {label: [] for label in self.models}
+        self.mismatched: dict[str, list[str]] = {label: [] for label in self.models}
+        self.resolved: dict[object, tuple[tuple[Parameters, ...], Parameters]] = {}
+        self.tied = self._tied_names()
+
+    def _tied_names(self) -> dict[str, str]:
+        """Donor tensors that are copies of another: dropped here, tied again when loaded."""
+        tied = dict(self.donor.aliases)
+        embedding = tied_head(self.donor)
+        if embedding and "lm_head.weight" in self.donor.tensors:
+            tied["lm_head.weight"] = embedding
+        return tied
+
+    def steps(self) -> tuple[Step, ...]:
+        """Decide every output tensor, in the donor's order; tensors only taken come last."""
+        planned = [
+            self._step(name, stored)
+            for name, stored in self.donor.tensors.items()
+            if name not in self.tied
+        ]
+        planned += self._taken_only()
+        self._report()
+        return tuple(planned)
+
+    def _fit(self, name: str) -> int | None:
+        first = None
+        for i, glob in enumerate(self.globs):
+            if glob.match(name):
+                if first is None:
+                    first = i
+                    self.fitted[i] += 1
+                else:
+                    self.shadowed[i] += 1
+        return first
+
+    def _step(self, name: str, stored: Stored) -> Step:
+        fit = self._fit(name)
+        rule = None if fit is None else self.spec.rules[fit]
+        if rule is not None and rule.take is not None:
+            return self._take(name, rule, fit)
+        if not stored.is_float:
+            return self._copy(name, self.donor.label, name, f"{stored.dtype} buffer", fit)
+        if is_buffer(name):
+            return self._copy(name, self.donor.label, name, "buffer, not a parameter", fit)
+        method = load_method(rule.method if rule and rule.method else self.spec.method)
+        inputs = self._inputs(name, stored)
+        if len(inputs) < method.models[0]:
+            return self._copy(name, self.donor.label, name, "only the base has it", fit)
+        depth = self._depth(name)
+        each, shared = self._parameters(method, fit, tuple(one.label for one in inputs), depth)
+        return Step(
+            name=name,
+            dtype=self._output_dtype(stored),
+            shape=stored.shape,
+            method=method.name,
+            base=Input(self.donor.label, self.donor, name) if method.needs_base else None,
+            inputs=inputs,
+            each=each,
+            shared=shared,
+            rule=fit,
+            depth=depth,
+            reason=f"where[{fit}]" if fit is not None else "merge",
+        )
+
+    def _inputs(self, name: str, stored: Stored) -> tuple[Input, ...]:
+        """Find the models that have the tensor; note those that should and do not."""
+        found = []
+        for label in self.spec.models:
+            model = self.models[label]
+            other = model.names.get(name)
+            if other is None:
+                if not (model.heads_differ and layer_of(name) is None):
+                    self.missing[label].append(name)
+                continue
+            theirs = model.checkpoint.tensors[other]
+            if theirs.shape != stored.shape:
+                self.mismatched[label].append(
+                    f"{printable(other, 200)} {list(theirs.shape)} (not {list(stored.shape)})"
+                )
+            elif theirs.is_float:
+                found.append(Input(label, model.checkpoint, other))
+        return tuple(found)
+
+    def _take(self, name: str, rule: Rule, fit: int | None) -> Step:
+        assert rule.take is not None, "a rule that takes"
+        other = self.models[rule.take].names.get(name)
+        if other is None:
+            self.problems.add(rule.place, f"{rule.take} has no tensor {printable(name, 200)}")
+            other, label = name, self.donor.label
+        else:
+            label = rule.take
+        return self._copy(name, label, other, f"taken from {label}", fit)
+
+    def _copy(self, name: str, label: str, other: str, reason: str, fit: int | None) -> Step:
+        source = Input(label, self.models[label].checkpoint, other)
+        stored = source.stored
+        return Step(
+            name=name,
+            dtype=self._output_dtype(stored),
+            shape=stored.shape,
+            method=None,
+            base=None,
+            inputs=(source,),
+            each=(),
+            shared=None,
+            rule=fit,
+            depth=self._depth(name),
+            reason=reason,
+        )
+
+    def _taken_only(self) -> list[Step]:
+        """Bring in tensors that the donor lacks and a `take` rule names (another model's head)."""
+        planned: dict[str, Step] = {}
+        for i, rule in enumerate(self.spec.rules):
+            if rule.take is None:
+                continue
+            for name in self.models[rule.take].checkpoint.tensors:
+                new = name not in self.donor.tensors and name not in planned
+                if new and self.globs[i].match(name):
+                    self.fitted[i] += 1
+                    planned[name] = self._copy(name, rule.take, name, f"taken from {rule.take}", i)
+        return list(planned.values())
+
+    def _output_dtype(self, stored: Stored) -> str:
+        if not stored.is_float:
+            return stored.dtype
+        return self.dtype or ("BF16" if stored.dtype.startswith("F8") else stored.dtype)
+
+    def _depth(self, name: str) -> float:
+        """Relative depth: 0 for the first layer and what is before it, 1 for the last and after."""
+        found = layer_of(name)
+        if found is not None:
+            last = self.stacks.get(found[0], 1) - 1
+            return found[1] / last if last > 0 else 0.0
+        return 0.0 if _EMBEDDING.search(name) else 1.0
+
+    def _parameters(
+        self, method: Method[Any, Any], fit: int | None, labels: tuple[str, ...], depth: float
+    ) -> tuple[tuple[Parameters, ...], Parameters]:
+        """Work out the values of all parameters at this depth; equal ones are shared objects."""
+        key = (method.name, fit, labels, depth)
+        if key not in self.resolved:
+            self.resolved[key] = self._resolve(method, fit, labels, depth)
+        return self.resolved[key]
+
+    def _resolve(
+        self, method: Method[Any, Any], fit: int | None, labels: tuple[str, ...], depth: float
+    ) -> tuple[tuple[Parameters, ...], Parameters]:
+        rule = None if fit is None else self.spec.rules[fit]
+        place = self.spec.place if rule is None else rule.place
+        try:
+            each = tuple(
+                _build(method.each, depth, self.spec.each[label], rule and rule.each.get(label))
+                for label in labels
+            )
+            shared = _build(method.shared, depth, self.spec.shared, rule and rule.shared)
+            method.check(each, shared)
+        except ValidationError as error:
+            for item in error.errors():
+                name = ".".join(map(str, item["loc"]))
+                self.problems.add(place, f"{method.name}: {name}: {item['msg']}")
+        except ValueError as error:
+            self.problems.add(place, f"{method.name}: weight: {error}")
+        else:
+            return each, shared
+        return tuple(method.each.model_construct() for _ in labels), method.shared.model_construct()
+
+    def _report(self) -> None:
+        """Turn what the tensors lacked into one problem a model and one a rule."""
+        for label, names in self.missing.items():
+            if names:
+                extra = self._unknown_names(label)
+                self.problems.add(
+                    self._place(label),
+                    f"{len(names)} tensors are missing that {self.donor.label} has: "
+                    f"{shown_names(names)}"
+                    + (f"; it has unexpected ones: {shown_names(extra)}" if extra else ""),
+                    f'to keep the base\'s, add a rule: {{tensors: "{printable(names[0], 200)}", '
+                    f"take: {self.donor.label}}}",
+                )
+        for label, shapes in self.mismatched.items():
+            if shapes:
+                self.problems.add(
+                    self._place(label),
+                    f"{len(shapes)} tensors have another shape than in {self.donor.label}: "
+                    f"{shown_names(shapes)}",
+                    "merge models of one size and vocabulary, or `take` these from one model",
+                )
+        for i, rule in enumerate(self.spec.rules):
+            if not self.fitted[i]:
+                globs = ", ".join(rule.globs)
+                why = "earlier rules fit all of its tensors" if self.shadowed[i] else "no tensor"
+                self.problems.add(rule.place, f"'{globs}' fits nothing: {why}")
+
+    def _unknown_names(self, label: str) -> list[str]:
+        model = self.models[label]
+        used = set(model.names.values())
+        return [name for name in model.checkpoint.tensors if name not in used]
+
+    def _place(self, label: str) -> str:
+        folder = self.models[label].checkpoint.folder.name
+        return folder if folder == label else f"{label} ({folder})"
+
+    def dropped(self, steps: tuple[Step, ...]) -> tuple[Dropped, ...]:
+        """Account for every input tensor that no step uses."""
+        used = {(one.label, one.name) for step in steps for one in step.all_inputs}
+        planned = {step.name for step in steps}
+        dropped = []
+        for label, model in self.models.items():
+            back = {other: name for name, other in model.names.items()}
+            for name in model.checkpoint.tensors:
+                if (label, name) not in used:
+                    reason = self._why_dropped(model, name, back.get(name), planned)
+                    dropped.append(Dropped(label, name, reason))
+        self._warn_dropped(dropped)
+        return tuple(dropped)
+
+    def _why_dropped(
+        self, model: Alignment, name: str, output: str | None, planned: set[str]
+    ) -> str:
+        if model.checkpoint is self.donor and name in self.tied:
+            return f"tied to {self.tied[name]}"
+        if name == "lm_head.weight" and tied_head(model.checkpoint):
+            return "tied to the input embedding"
+        if output in planned:
+            return "not used: another model's is taken, or the method does not read it"
+        if is_buffer(name) or not model.checkpoint.tensors[name].is_float:
+            return "buffer, not a parameter"
+        if ".lora_" in name or ".lora." in name:
+            return "an adapter that was not merged into the weights"
+        return f"{self.donor.label} has no such tensor"
+
+    def _warn_dropped(self, dropped: list[Dropped]) -> None:
+        quiet = ("tied", "buffer", "not used")
+        by_reason: dict[tuple[str, str], list[str]] = {}
+        for one in dropped:
+            if not one.reason.startswith(quiet):
+                by_reason.setdefault((one.label, one.reason), []).append(one.name)
+        for (label, reason), names in by_reason.items():
+            self.problems.warn(
+                self._place(label), f"{len(names)} tensors dropped: {reason}: {shown_names(names)}"
+            )
+
+
+def _build(parameters: type[Parameters], depth: float, general: Any, special: Any) -> Parameters:
+    """Build parameters from the merge's settings and a rule's, which win."""
+    known = {field.alias or name for name, field in parameters.model_fields.items()}
+    settings = {**general, **(special or {})}
+    return parameters(
+        **{name: at_depth(value, depth) for name, value in settings.items() if name in known}
+    )
+
+
+def _stack_lengths(checkpoint: Checkpoint) -> dict[str, int]:
+    lengths: dict[str, int] = {}
+    for name in checkpoint.tensors:
+        found = layer_of(name)
+        if found is not None:
+            lengths[found[0]] = max(lengths.get(found[0], 0), found[1] + 1)
+    return lengths

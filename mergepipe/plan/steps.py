@@ -1,0 +1,81 @@
+"""One output tensor: its inputs, its method call, and why it is so."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from mergepipe.checkpoint import Checkpoint, Stored
+from mergepipe.method import BLOCK, Parameters, load_method
+
+__all__ = ["Dropped", "Input", "Step"]
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A tensor of a model, by the name it has there."""
+
+    label: str
+    checkpoint: Checkpoint
+    name: str
+
+    @property
+    def stored(self) -> Stored:
+        """Where its bytes are."""
+        return self.checkpoint.tensors[self.name]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """How one output tensor is made. Without a method, `inputs[0]` is copied."""
+
+    name: str
+    dtype: str  # of the output, as safetensors names it
+    shape: tuple[int, ...]
+    method: str | None
+    base: Input | None
+    inputs: tuple[Input, ...]
+    each: tuple[Parameters, ...]
+    shared: Parameters | None
+    rule: int | None  # index into the merge's `where`
+    depth: float
+    reason: str
+
+    @property
+    def numel(self) -> int:
+        """Elements of the tensor."""
+        return math.prod(self.shape)
+
+    @property
+    def all_inputs(self) -> tuple[Input, ...]:
+        """The base, where the method uses one, then the models."""
+        return (self.base, *self.inputs) if self.base is not None else self.inputs
+
+    @property
+    def sweeps(self) -> int:
+        """How often the inputs are read, at most: surveys, and once to merge."""
+        if self.method is None:
+            return 1
+        method: Any = load_method(self.method)
+        return 1 + int(method.sweeps(self.shared))
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes read for this tensor, at most."""
+        return self.sweeps * sum(one.stored.nbytes for one in self.all_inputs)
+
+    @property
+    def working_bytes(self) -> int:
+        """Memory that one worker needs for this tensor, about: fp32 blocks and temporaries."""
+        arrays = 3 * len(self.all_inputs) + 4 if self.method is not None else 1
+        return 4 * min(self.numel, BLOCK) * arrays
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A tensor of an input that is not in the output, and why."""
+
+    label: str
+    name: str
+    reason: str

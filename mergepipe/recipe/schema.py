@@ -1,0 +1,65 @@
+"""The JSON Schema of recipes, so that editors complete and check them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mergepipe.method import Method, Parameters, load_method, method_names
+from mergepipe.recipe.fields import RecipeFields
+
+__all__ = ["json_schema"]
+
+_NUMBERS = ("number", "integer")
+
+
+def json_schema() -> dict[str, Any]:
+    """Give the JSON Schema (draft 2020-12) of a recipe, with every method's parameters."""
+    schema = RecipeFields.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "mergepipe recipe"
+    definitions = schema["$defs"]
+    methods = [load_method(name) for name in method_names()]
+    definitions["MergeFields"]["properties"]["method"] = {
+        "enum": list(method_names()),
+        "description": "how to merge; `mergepipe methods` lists them",
+    }
+    definitions["MergeFields"]["allOf"] = [_when(method) for method in methods]
+    shorthand = {"type": "string", "description": "a folder, or org/name@revision"}
+    definitions["ModelFields"] = {"anyOf": [shorthand, definitions["ModelFields"]]}
+    return schema
+
+
+def _when(method: Method[Any, Any]) -> dict[str, Any]:
+    """What may stand beside `method: <name>`."""
+    return {
+        "if": {"properties": {"method": {"const": method.name}}},
+        "then": {
+            "properties": {
+                **_properties(method.shared),
+                "models": {
+                    "additionalProperties": {
+                        "type": ["object", "null"],
+                        "properties": _properties(method.each),
+                        "additionalProperties": False,
+                    }
+                },
+            },
+            "required": ["base"] if method.needs_base else [],
+        },
+    }
+
+
+def _properties(parameters: type[Parameters]) -> dict[str, Any]:
+    fields = parameters.model_json_schema().get("properties", {})
+    return {name: _or_gradient(field) for name, field in fields.items()}
+
+
+def _or_gradient(field: dict[str, Any]) -> dict[str, Any]:
+    """A number may also be a list of numbers: anchors of a gradient over depth."""
+    if field.get("type") not in _NUMBERS:
+        return field
+    outer: dict[str, Any] = {
+        key: field[key] for key in ("description", "default", "title") if key in field
+    }
+    inner = {key: value for key, value in field.items() if key not in outer}
+    return {**outer, "anyOf": [inner, {"type": "array", "items": inner, "minItems": 1}]}
