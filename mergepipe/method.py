@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from mergepipe.errors import InputError, Problem, did_you_mean
+from mergepipe.errors import InputError, Problem, Problems, did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,7 +51,7 @@ __all__ = [
     "run_survey",
 ]
 
-BLOCK = 1 << 22  # elements; part of the definition of fp64 sums, so changing it changes bytes
+BLOCK = 1 << 20  # elements; part of the definition of fp64 sums, so changing it changes bytes
 
 Statistics: TypeAlias = Mapping[Hashable, NDArray[Any]]
 
@@ -213,12 +213,21 @@ def apply(
     >>> base, a, b = torch.zeros(2), torch.tensor([1.0, 2.0]), torch.tensor([3.0, -4.0])
     >>> apply("task_arithmetic", base, {"a": a, "b": b}, lambda_=0.5)
     tensor([ 2., -1.])
+
+    Raises
+    ------
+    InputError
+        if the method takes another number of models or needs a base, a label in `each` is not
+        in `models`, or shapes differ.
+
     """
     import torch  # noqa: PLC0415 (importing this module must stay cheap)
 
     method = load_method(name)
+    each = each or {}
+    _check_call(method, base, models, each)
     labels = tuple(models)
-    chosen = {label: method.each(**(each or {}).get(label, {})) for label in labels}
+    chosen = {label: method.each(**each.get(label, {})) for label in labels}
     common = method.shared(**shared)
     method.check(tuple(chosen.values()), common)
     flat = [models[label].to(torch.float32).flatten() for label in labels]
@@ -246,3 +255,26 @@ def apply(
     merged = torch.cat([method.merge(part, found) for part in blocks])
     shape = (base if base is not None else next(iter(models.values()))).shape
     return merged.reshape(shape)
+
+
+def _check_call(
+    method: Method[Any, Any],
+    base: Tensor | None,
+    models: Mapping[str, Tensor],
+    each: Mapping[str, object],
+) -> None:
+    problems = Problems()
+    fewest, most = method.models
+    if len(models) < fewest or (most is not None and len(models) > most):
+        takes = f"at least {fewest}" if most is None else f"{fewest} to {most}"
+        problems.add(method.name, f"takes {takes} models beside the base, got {len(models)}")
+    if method.needs_base and base is None:
+        problems.add(method.name, "needs a base")
+    for label in each:
+        if label not in models:
+            problems.add(method.name, f"unknown model '{label}'{did_you_mean(label, models)}")
+    inputs = models.values() if base is None else (base, *models.values())
+    shapes = tuple(dict.fromkeys(tuple(one.shape) for one in inputs))
+    if len(shapes) > 1:
+        problems.add(method.name, f"tensors of different shapes: {', '.join(map(str, shapes))}")
+    problems.raise_any()

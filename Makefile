@@ -1,0 +1,51 @@
+# `make demo` needs nothing but Python; everything is installed into .venv.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test torture lint types docs check bench clean
+
+demo: $(VENV)/.installed
+	@mkdir -p demo
+	$(BIN)/mergepipe run recipes/quickstart/recipe.yaml --out demo/merged --overwrite
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+torture: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev
+	$(BIN)/mypy
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/python docs/generate.py --check
+
+check: lint types docs test
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/merge.py
+
+clean:
+	rm -rf demo dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# torch comes first: asked for by its version it is the build that was tested, and nothing that
+# is installed later replaces it.
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[test,dev]"
+	@touch $@ $(VENV)/.installed
