@@ -91,15 +91,18 @@ def score(models: Iterable[Model], evaluations: Sequence[Evaluation]) -> tuple[S
     Raises
     ------
     InputError
-        if two evaluations have one name.
+        if two evaluations, or two models, have one name.
 
     """
     for name, count in Counter(evaluation.name for evaluation in evaluations).items():
         if count > 1:
             raise InputError(f"two evaluations are named '{name}' (give each its own `name`)")
-    return tuple(
-        row for model in models for evaluation in evaluations for row in _rows(model, evaluation)
-    )
+    rows: dict[str, list[ScoreRow]] = {}
+    for model in models:
+        if model.name in rows:
+            raise InputError(f"two models are named '{model.name}'")
+        rows[model.name] = [row for evaluation in evaluations for row in _rows(model, evaluation)]
+    return tuple(row for of_model in rows.values() for row in of_model)
 
 
 def _rows(model: Model, evaluation: Evaluation) -> Iterator[ScoreRow]:

@@ -33,15 +33,17 @@ class LocalModel:
 
     def loglikelihood(self, requests: Sequence[tuple[str, str]]) -> list[Score]:
         """See `Model`."""
-        whole = self._encode([context + continuation for context, continuation in requests])
-        contexts = self._encode([context.rstrip(" ") for context, _ in requests])
+        contexts = [context.rstrip(" ") for context, _ in requests]
+        texts = [context + continuation for context, continuation in requests]
+        starts = [len(ids) for ids in self._encode(contexts)]
         windows = [
-            _Window(index, [self.prefix, *ids], len(ids) - len(context))
-            for index, (ids, context) in enumerate(zip(whole, contexts, strict=True))
+            _Window(index, [self.prefix, *ids], len(ids) - start)
+            for index, (ids, start) in enumerate(zip(self._encode(texts), starts, strict=True))
         ]
         for window in windows:
             self._check_length(len(window.ids) - 1, "a context and its continuation")
-        return self._score(windows, [continuation for _, continuation in requests])
+        scored = [text[len(context) :] for text, context in zip(texts, contexts, strict=True)]
+        return self._score(windows, scored)
 
     def loglikelihood_rolling(self, texts: Sequence[str]) -> list[Score]:
         """See `Model`."""

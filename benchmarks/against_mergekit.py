@@ -1,0 +1,155 @@
+"""The same merge by mergepipe and by mergekit 0.1.5, at fp32: difference, time, peak memory.
+
+    python benchmarks/synthetic.py /tmp/bench --size 1b --experts 2
+    python benchmarks/against_mergekit.py /tmp/bench --methods linear ties
+
+Runs whole processes, one after the other, on the models of `synthetic.py`; prints a Markdown table
+for RESULTS.md. Peak memory is the kernel's (ru_maxrss). The two outputs are compared value by
+value, block by block; then they are removed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mergepipe.checkpoint import ModelSource, open_checkpoint, read_values
+from mergepipe.errors import Problems
+from mergepipe.method import BLOCK
+
+NATIVE = """\
+mergepipe: 1
+models: {{base: ./base, expert1: ./expert1, expert2: ./expert2}}
+merge:
+{merge}
+output: {{path: ./ours, dtype: float32}}
+"""
+MERGES = {
+    "linear": (
+        "  method: linear\n  models: {base: {weight: 1}, expert1: {weight: 2}, expert2: {}}",
+        "models:\n"
+        "  - {model: BASE, parameters: {weight: 1}}\n"
+        "  - {model: EXPERT1, parameters: {weight: 2}}\n"
+        "  - {model: EXPERT2, parameters: {weight: 1}}\n"
+        "merge_method: linear\n",
+    ),
+    "task_arithmetic": (
+        "  method: task_arithmetic\n  base: base\n  lambda: 0.5\n  models: [expert1, expert2]",
+        "models:\n"
+        "  - {model: EXPERT1, parameters: {weight: 1}}\n"
+        "  - {model: EXPERT2, parameters: {weight: 1}}\n"
+        "base_model: BASE\nmerge_method: task_arithmetic\nparameters: {lambda: 0.5}\n",
+    ),
+    "slerp": (
+        "  method: slerp\n  base: base\n  t: 0.4\n  models: [expert1]",
+        "models: [{model: BASE}, {model: EXPERT1}]\n"
+        "base_model: BASE\nmerge_method: slerp\nparameters: {t: 0.4}\n",
+    ),
+    "ties": (
+        "  method: ties\n  base: base\n  scope: tensor\n  elect: mergekit\n"
+        "  models: {expert1: {density: 0.5}, expert2: {density: 0.5, weight: 0.7}}",
+        "models:\n"
+        "  - {model: EXPERT1, parameters: {weight: 1, density: 0.5}}\n"
+        "  - {model: EXPERT2, parameters: {weight: 0.7, density: 0.5}}\n"
+        "base_model: BASE\nmerge_method: ties\n",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Cost:
+    seconds: float
+    cpu_seconds: float
+    peak_bytes: int
+
+
+def measure(command: list[str], folder: Path) -> Cost:
+    started = time.monotonic()
+    with (folder / "log.txt").open("w") as log:
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
+        _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"{command[0]} failed:\n{(folder / 'log.txt').read_text()[-3000:]}")
+    cpu = usage.ru_utime + usage.ru_stime
+    return Cost(time.monotonic() - started, cpu, usage.ru_maxrss * 1024)
+
+
+def run_ours(folder: Path, merge: str) -> Cost:
+    (folder / "ours.yaml").write_text(
+        NATIVE.format(merge=merge).replace(", expert2: ./expert2", "")
+        if "slerp" in merge
+        else NATIVE.format(merge=merge)
+    )
+    return measure([sys.executable, "-m", "mergepipe", "run", "ours.yaml"], folder)
+
+
+def run_mergekit(folder: Path, config: str) -> Cost:
+    for name in ("BASE", "EXPERT1", "EXPERT2"):
+        config = config.replace(name, str(folder / name.lower()))
+    (folder / "theirs.yml").write_text(config + "dtype: float32\n")
+    program = str(Path(sys.executable).with_name("mergekit-yaml"))
+    options = ["theirs.yml", "theirs", "--no-copy-tokenizer", "--no-write-model-card"]
+    return measure([program, *options], folder)
+
+
+def largest_difference(ours: Path, theirs: Path) -> tuple[float, int]:
+    """(largest |difference|, tensors compared)."""
+    problems = Problems()
+    opened = [
+        open_checkpoint(ModelSource(path.name, path, None, None, None), problems)
+        for path in (ours, theirs)
+    ]
+    problems.raise_any()
+    a, b = opened
+    assert a is not None
+    assert b is not None
+    assert set(a.tensors) == set(b.tensors)
+    worst = 0.0
+    for name, stored in a.tensors.items():
+        assert stored.shape == b.tensors[name].shape
+        for start in range(0, stored.numel, BLOCK):
+            stop = min(start + BLOCK, stored.numel)
+            pair = (read_values(c, name, start, stop) for c in (a, b))
+            worst = max(worst, float(torch.sub(*pair).abs().max()))
+    return worst, len(a.tensors)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--methods", nargs="+", choices=MERGES, default=list(MERGES))
+    options = parser.parse_args()
+    folder = options.folder.resolve()
+    print("| method | max difference | time | CPU | peak memory | mergekit: time | CPU | memory |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for method in options.methods:
+        ours, theirs = folder / "ours", folder / "theirs"
+        for old in (ours, theirs):
+            shutil.rmtree(old, ignore_errors=True)
+        native, config = MERGES[method]
+        a, b = run_ours(folder, native), run_mergekit(folder, config)
+        worst, _ = largest_difference(ours, theirs)
+        cells = [
+            cell
+            for cost in (a, b)
+            for cell in (
+                f"{cost.seconds:.0f} s",
+                f"{cost.cpu_seconds:.0f} s",
+                f"{cost.peak_bytes / 1e9:.2f} GB",
+            )
+        ]
+        print(f"| {method} | {worst:.1e} | {' | '.join(cells)} |", flush=True)
+        for old in (ours, theirs):
+            shutil.rmtree(old, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
