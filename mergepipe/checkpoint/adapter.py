@@ -13,12 +13,15 @@ from typing import Any
 
 from mergepipe.checkpoint.files import FileFaultError, Place, read_json, report
 from mergepipe.checkpoint.folder import Weights, read_file
+from mergepipe.checkpoint.names import embedding_name
 from mergepipe.checkpoint.scaling import Scaling, scaling_of
 from mergepipe.checkpoint.tensors import LowRank, Stored
 from mergepipe.errors import Problems
 
 _CONFIG = "adapter_config.json"
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+_TYING = "ensure_weight_tying"
+_FIX = "is it made for this base? else merge it with PEFT first"
 _PREFIX = "base_model.model."
 # What changes neither the values of an update nor their place. Any other field that is set may
 # change them (DoRA, layer replication, ...), so it is refused.
@@ -29,6 +32,7 @@ _UNDERSTOOD = frozenset(
         "base_model_name_or_path",
         "bias",
         "corda_config",
+        _TYING,
         "eva_config",
         "exclude_modules",
         "fan_in_fan_out",
@@ -60,6 +64,7 @@ _PAIR = re.compile(
     r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.default)?(?P<weight>\.weight)?"
 )
 _WRAPPER = re.compile(r"\.(base_layer|modules_to_save)(\.default)?(?=\.)")
+_HEAD = "lm_head.weight"
 _MATRIX = 2
 
 
@@ -72,36 +77,47 @@ class _Pair:
     is_embedding: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Adapter:
+    """An adapter's files, read: its config, and the tensors in `file`."""
+
+    config: Mapping[str, Any]
+    scaling: Scaling
+    file: str
+    tensors: Mapping[str, Stored]
+
+
 def apply_adapter(
-    place: Place, base: Weights, problems: Problems
+    place: Place, base: Weights, base_config: Mapping[str, Any], problems: Problems
 ) -> tuple[Weights, Mapping[str, LowRank]]:
     """Give `base` with the adapter's whole tensors in place, and the low-rank updates by name."""
-    config = _read_config(place, problems)
-    scaling, faults = scaling_of(config) if config is not None else (None, [])
-    report(problems, place.of(_CONFIG), faults)
-    name = next((name for name in _WEIGHTS if (place.folder / name).exists()), _WEIGHTS[0])
-    stored = read_file(place, name, problems)
-    if config is None or scaling is None or stored is None:
+    adapter = _read_adapter(place, problems)
+    if adapter is None:
         return base, {}
-    pairs, whole, faults = _sorted_out(stored.tensors)
-    whole_faults = [_whole_fault(name, tensor, base) for name, tensor in whole.items()]
-    updates, update_faults = _updates(pairs, scaling, bool(config.get("fan_in_fan_out")), base)
-    found = [*faults, *filter(None, whole_faults), *update_faults]
-    report(problems, place.of(name), found, "is this adapter made for this base model?")
-    return _replaced(base, whole), updates
+    pairs, whole, faults = _sorted_out(adapter.tensors)
+    whole, tie_faults = _with_ties(whole, pairs, adapter.config, base, base_config)
+    replaced = _replaced(base, whole)
+    updates, update_faults = _updates(pairs, adapter, replaced)
+    faults += _whole_faults(whole, base) + tie_faults + update_faults
+    report(problems, place.of(adapter.file), faults, _FIX)
+    return replaced, updates
 
 
-def _read_config(place: Place, problems: Problems) -> dict[str, Any] | None:
+def _read_adapter(place: Place, problems: Problems) -> _Adapter | None:
+    """Read config and weight headers of an adapter; None if one of them cannot be used."""
+    file = next((name for name in _WEIGHTS if (place.folder / name).exists()), _WEIGHTS[0])
+    weights = read_file(place, file, problems)
     try:
         config = read_json(place.folder / _CONFIG)
     except FileFaultError as fault:
         problems.add(place.of(_CONFIG), str(fault), "a PEFT adapter folder is needed")
         return None
     if not isinstance(config, dict):
-        problems.add(place.of(_CONFIG), "not a JSON object")
+        problems.add(place.of(_CONFIG), "not a JSON object", "fetch the adapter again")
         return None
-    report(problems, place.of(_CONFIG), _config_faults(config), "merge it with PEFT first")
-    return config
+    scaling, faults = scaling_of(config)
+    report(problems, place.of(_CONFIG), _config_faults(config) + faults, _FIX)
+    return _Adapter(config, scaling, file, weights.tensors) if scaling and weights else None
 
 
 def _config_faults(config: Mapping[str, Any]) -> list[str]:
@@ -116,6 +132,33 @@ def _config_faults(config: Mapping[str, Any]) -> list[str]:
     if start not in _PLAIN_STARTS:
         faults.append(f"init_lora_weights is {start!r}, which also changes the base's weights")
     return faults
+
+
+def _with_ties(
+    whole: Mapping[str, Stored],
+    pairs: Mapping[str, _Pair],
+    config: Mapping[str, Any],
+    base: Weights,
+    base_config: Mapping[str, Any],
+) -> tuple[dict[str, Stored], list[str]]:
+    """Give the whole tensors as they apply to a base with tied weights, and what would untie it."""
+    # PEFT may store the base layer of an updated embedding too: the same values, still tied.
+    kept = [name for name in whole if name.removesuffix(".weight") in pairs]
+    spread = {alias: whole[name] for alias, name in base.aliases.items() if name in kept}
+    if _HEAD in base.tensors:
+        return {**whole, **spread}, []
+    if config.get(_TYING):
+        # The head is then the new embedding again, for which a tied base has no place.
+        return {name: stored for name, stored in whole.items() if name != _HEAD} | spread, []
+    new = [name for name in whole if name not in kept]
+    if embedding_name(base.tensors) not in new or _says_untied(base_config):
+        return {**whole, **spread}, []
+    return {}, ["it replaces the embedding, to which the base's output head is tied"]
+
+
+def _says_untied(config: Mapping[str, Any]) -> bool:
+    sections = [config, *(part for part in config.values() if isinstance(part, dict))]
+    return any(section.get("tie_word_embeddings") is False for section in sections)
 
 
 def _sorted_out(
@@ -134,40 +177,45 @@ def _sorted_out(
             is_a = match["side"] == "A"
             pairs[match["module"]] = replace(known, a=stored) if is_a else replace(known, b=stored)
         elif ".lora_" in name:
-            faults.append(f"tensor '{full_name}' is of a LoRA variant that is not supported")
+            faults.append(f"tensor '{name}' is of a LoRA variant that is not supported")
         else:
             whole[_WRAPPER.sub("", name)] = stored
     return pairs, whole, faults
 
 
-def _whole_fault(name: str, stored: Stored, base: Weights) -> str | None:
-    target = base.tensors.get(name)
-    if target is None:
-        return f"the base has no tensor '{name}' to replace with the adapter's"
-    if target.shape != stored.shape:
-        return f"'{name}' has shape {list(stored.shape)}, in the base {list(target.shape)}"
-    return None
+def _whole_faults(whole: Mapping[str, Stored], base: Weights) -> list[str]:
+    faults: list[str] = []
+    for name, stored in whole.items():
+        target = base.tensors.get(name)
+        if target is None:
+            faults.append(f"the base has no tensor '{name}' to replace with the adapter's")
+        elif target.shape != stored.shape:
+            shapes = f"{list(stored.shape)}, in the base {list(target.shape)}"
+            faults.append(f"'{name}' has shape {shapes}")
+    return faults
 
 
 def _updates(
-    pairs: Mapping[str, _Pair], scaling: Scaling, fan_in_fan_out: bool, base: Weights
+    pairs: Mapping[str, _Pair], adapter: _Adapter, base: Weights
 ) -> tuple[dict[str, LowRank], list[str]]:
+    """Give the low-rank updates by tensor name, and the faults of those that cannot be made."""
+    fan_in_fan_out = bool(adapter.config.get("fan_in_fan_out"))
     updates: dict[str, LowRank] = {}
     faults: list[str] = []
     for module, pair in pairs.items():
-        name = f"{module}.weight"
-        found = _update(module, pair, scaling, fan_in_fan_out, base.tensors.get(name))
+        target = base.tensors.get(f"{module}.weight")
+        found = _update(module, pair, adapter.scaling, fan_in_fan_out, target)
         if isinstance(found, str):
             faults.append(found)
         else:
-            updates[name] = found
+            updates[f"{module}.weight"] = found
     faults += _orientation_faults(updates, fan_in_fan_out)
-    faults += [
-        f"'{alias}' and '{name}' are tied and both have an update"
-        for alias, name in base.aliases.items()
-        if alias in updates and name in updates
-    ]
-    return _with_tied(updates, base.aliases), faults
+    first = {name: base.aliases.get(name, name) for name in base.tensors}
+    if len({first[name] for name in updates}) < len(updates):
+        faults.append("it updates two tensors that are tied")
+    # A tied tensor is one parameter: its other names get the same update.
+    by_first = {first[name]: update for name, update in updates.items()}
+    return {name: by_first[first[name]] for name in first if first[name] in by_first}, faults
 
 
 def _update(
@@ -178,22 +226,34 @@ def _update(
         return f"the base has no tensor '{module}.weight' for the adapter's module '{module}'"
     if pair.a is None or pair.b is None:
         return f"module '{module}' has only one of lora_A and lora_B"
-    shapes = (pair.a.shape, pair.b.shape, target.shape)
-    shown = f"'{module}': shapes A {list(shapes[0])}, B {list(shapes[1])}, W {list(shapes[2])}"
-    if any(len(shape) != _MATRIX for shape in shapes):
-        return f"{shown}: only updates of matrices are supported"
-    rank, (out, inner) = scaling.rank_of(module), (pair.b.shape[0], pair.a.shape[1])
-    if (pair.a.shape[0], pair.b.shape[1]) != (rank, rank):
-        return f"{shown} do not have the rank {rank} of {_CONFIG}"
-    if target.shape not in {(out, inner), (inner, out)}:
-        return f"{shown} do not fit together"
     # A square matrix fits both ways; then only the config knows.
-    square = fan_in_fan_out if out == inner else target.shape == (inner, out)
-    return LowRank(pair.a, pair.b, scaling.scale_of(module), pair.is_embedding or square)
+    transposed = pair.is_embedding or (
+        fan_in_fan_out
+        if pair.a.shape[-1:] == pair.b.shape[:1]
+        else target.shape == pair.a.shape[-1:] + pair.b.shape[:1]
+    )
+    update = LowRank(pair.a, pair.b, scaling.scale_of(module), transposed)
+    fault = _update_fault(update, target, scaling.rank_of(module))
+    return f"'{module}': {fault}" if fault else update
+
+
+def _update_fault(update: LowRank, target: Stored, rank: int) -> str | None:
+    a, b = update.a, update.b
+    shapes = f"shapes A {list(a.shape)}, B {list(b.shape)}, W {list(target.shape)}"
+    if any(len(stored.shape) != _MATRIX for stored in (a, b, target)):
+        return f"{shapes}: only updates of matrices are supported"
+    if not (a.is_float and b.is_float and target.is_float):
+        return "only updates of floats by floats are supported"
+    if (a.shape[0], b.shape[1]) != (rank, rank):
+        return f"{shapes} do not have the rank {rank} of {_CONFIG}"
+    full = (b.shape[0], a.shape[1])
+    if target.shape != (full[::-1] if update.transposed else full):
+        return f"{shapes} do not fit together"
+    return None
 
 
 def _orientation_faults(updates: Mapping[str, LowRank], fan_in_fan_out: bool) -> list[str]:
-    """Square matrices whose orientation is unknown, as others contradict `fan_in_fan_out`."""
+    """Name a square matrix whose orientation is unknown, if others contradict the config."""
     linear = {name: low for name, low in updates.items() if ".lora_A" in low.a.name}
     square = [name for name, low in linear.items() if low.a.shape[1] == low.b.shape[0]]
     contradicted = any(
@@ -203,21 +263,12 @@ def _orientation_faults(updates: Mapping[str, LowRank], fan_in_fan_out: bool) ->
     return [f"'{square[0]}': {what}"] if square and contradicted else []
 
 
-def _with_tied(updates: dict[str, LowRank], aliases: Mapping[str, str]) -> dict[str, LowRank]:
-    """Extend `updates` to the other names of tensors that share one storage."""
-    tied = {**{name: alias for alias, name in aliases.items()}, **aliases}
-    extra = {tied[name]: update for name, update in updates.items() if name in tied}
-    return {**extra, **updates}
-
-
 def _replaced(base: Weights, whole: Mapping[str, Stored]) -> Weights:
     tensors = {
         name: replace(whole[name], name=name) if name in whole else stored
         for name, stored in base.tensors.items()
     }
     aliases = {
-        alias: name
-        for alias, name in base.aliases.items()
-        if alias not in whole and name not in whole
+        alias: name for alias, name in base.aliases.items() if whole.get(alias) is whole.get(name)
     }
     return Weights(tensors, aliases)

@@ -7,7 +7,7 @@ passed over: only what config and weights both say, and say differently, is a fa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from mergepipe.checkpoint.files import FileFaultError, Place, find_nan, read_json, report
 from mergepipe.checkpoint.names import embeddings, stacks
@@ -16,12 +16,13 @@ from mergepipe.errors import Problems
 
 CONFIG = "config.json"
 _FIX = "a model folder needs its config.json; fetch it again"
-_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "num_decoder_layers")
+_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _WIDTH = ("hidden_size", "n_embd", "d_model")
 _LANGUAGE = ("text_config", "llm_config", "language_config")
 # With these fields the embedding is narrower than the hidden size, or layers are shared.
 _FACTORISED = {"embedding_size", "word_embed_proj_dim", "input_embedding_size", "d_embed"}
 _SHARED_LAYERS = "num_hidden_groups"
+_EXTRA_LAYERS = "num_nextn_predict_layers"  # stored after the others, for multi-token prediction
 _PADDED_VOCABULARY = "padded_vocab_size"
 _DTYPES = {dtype.torch_name for dtype in DTYPES.values() if dtype.is_float} | {"auto"}
 _PACKED = (".qweight", ".qzeros", ".quant_state.bitsandbytes__nf4", ".absmax")
@@ -39,8 +40,12 @@ def read_config(place: Place, problems: Problems) -> dict[str, Any] | None:
         problems.add(where, "not a JSON object", _FIX)
         return None
     if not any(family(config)):
-        problems.add(where, "has neither model_type nor architectures", _FIX)
-        return None
+        unsaid = "has neither model_type nor architectures"
+        if _first(config, (*_LAYERS, *_WIDTH)) is None:
+            problems.add(where, unsaid, _FIX)
+            return None
+        # Transformers before 2.2 wrote none; names and shapes still say what fits.
+        problems.warn(where, f"{unsaid}: auto classes cannot load it, its own class can")
     report(problems, where, [*_value_faults(config), *_dtype_faults(config)], "correct the field")
     _check_trust(where, config, problems)
     return config
@@ -62,13 +67,13 @@ def _value_faults(config: Mapping[str, Any]) -> list[str]:
     for section in _sections(config):
         for key in (*_LAYERS, *_WIDTH, "vocab_size"):
             value = section.get(key)
-            # Some vision configs list one size per stage.
-            if not isinstance(value, list | None) and not _is_count(value):
+            # Some vision models have one size per stage or part.
+            if not isinstance(value, list | dict | None) and not _is_count(value):
                 faults.append(f"{key} is {value!r}: a whole number above 0 is needed")
     return faults
 
 
-def _is_count(value: Any) -> bool:
+def _is_count(value: Any) -> TypeGuard[int]:
     return type(value) is int and value > 0
 
 
@@ -103,7 +108,7 @@ def _first(config: Mapping[str, Any], keys: tuple[str, ...]) -> tuple[str, int] 
     for section in _sections(config):
         for key in keys:
             value = section.get(key)
-            if type(value) is int and value > 0:
+            if _is_count(value):
                 return key, value
     return None
 
@@ -120,27 +125,21 @@ def check_config(
     report(problems, place.of(CONFIG), faults, "do config and weights belong together?")
     unfit = [*_packed_faults(tensors), *_empty_faults(tensors)]
     report(problems, place.of(), unfit, "save the model again, in full and unquantized")
+    _warn_padding(place.of(CONFIG), config, tensors, problems)
     _warn_names(place.of(), tensors, problems)
 
 
 def _layer_faults(config: Mapping[str, Any], tensors: Mapping[str, Stored]) -> list[str]:
-    found = stacks(tensors)
-    if not found or any(_SHARED_LAYERS in section for section in _sections(config)):
+    found, said = stacks(tensors), _first(config, _LAYERS)
+    if not found or not said or any(_SHARED_LAYERS in part for part in _sections(config)):
         return []
-    return [
-        f"{key} is {section[key]}, but {_shown(section[key], found)}"
-        for section in _sections(config)
-        for key in _LAYERS
-        if _is_count(section.get(key))
-        and not any(_fits(section, key, layers) for layers in found.values())
-    ]
-
-
-def _fits(section: Mapping[str, Any], key: str, layers: set[int]) -> bool:
-    """Whether a stack has the said number of layers; multi-token prediction adds some."""
-    extra = section.get("num_nextn_predict_layers")
-    said = {section[key], section[key] + (extra if isinstance(extra, int) else 0)}
-    return len(layers) in said or max(layers) + 1 in said
+    # Convolutional networks, which state no width, count their layers in other ways.
+    if _first(config, _WIDTH) is None:
+        return []
+    extra = _first(config, (_EXTRA_LAYERS,)) or ("", 0)
+    counts = {said[1], said[1] + extra[1]}
+    fits = any({len(layers), max(layers) + 1} & counts for layers in found.values())
+    return [] if fits else [f"{said[0]} is {said[1]}, but {_shown(said[1], found)}"]
 
 
 def _shown(said: int, found: Mapping[str, set[int]]) -> str:
@@ -168,17 +167,26 @@ def _width_faults(config: Mapping[str, Any], tensors: Mapping[str, Stored]) -> l
 
 
 def _vocabulary_faults(config: Mapping[str, Any], tensors: Mapping[str, Stored]) -> list[str]:
+    """Name rows that lack a token; some models do have more rows than tokens, as padding."""
     found, said = _embedding_shape(tensors), _first(config, ("vocab_size",))
     if not found:
         return []
     name, (rows, _) = found
     faults = []
-    if said and said[1] != rows and _PADDED_VOCABULARY not in config:
+    if said and said[1] > rows and _PADDED_VOCABULARY not in config:
         faults.append(f"vocab_size is {said[1]}, but '{name}' has {rows} rows")
     head = tensors.get("lm_head.weight")
-    if head and head.shape[:1] not in {(rows,), ()}:
+    if head and head.shape and head.shape[0] not in {rows, said and said[1]}:
         faults.append(f"'lm_head.weight' has {head.shape[0]} rows, but '{name}' has {rows}")
     return faults
+
+
+def _warn_padding(
+    where: str, config: Mapping[str, Any], tensors: Mapping[str, Stored], problems: Problems
+) -> None:
+    found, said = _embedding_shape(tensors), _first(config, ("vocab_size",))
+    if found and said and said[1] < found[1][0]:
+        problems.warn(where, f"vocab_size is {said[1]}, '{found[0]}' has {found[1][0]} rows")
 
 
 def _packed_faults(tensors: Mapping[str, Stored]) -> list[str]:

@@ -126,7 +126,7 @@ def parse_json(raw: bytes) -> tuple[Any, list[str]]:
         return json.loads(raw.decode(), object_pairs_hook=unique), duplicates
     except json.JSONDecodeError as error:
         where = f"line {error.lineno} column {error.colno}"
-        raise FileFaultError(f"not valid JSON: {error.msg} at {where}") from error
+        raise FileFaultError(f"not valid JSON at {where}: {error.msg}") from error
     except UnicodeDecodeError as error:
         raise FileFaultError(f"not valid UTF-8 at byte {error.start}") from error
     except ValueError as error:

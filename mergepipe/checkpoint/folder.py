@@ -21,7 +21,7 @@ from mergepipe.errors import Problems
 _SAFETENSORS = "model.safetensors"
 _PICKLE = "pytorch_model.bin"
 _INDEX = ".index.json"
-_FIX = "fetch, or save, the file again"
+_FIX = "fetch or save the model again"
 _PICKLE_SUFFIXES = {".bin", ".pt", ".pth"}
 
 
@@ -46,12 +46,14 @@ def read_weights(place: Place, problems: Problems) -> Weights:
 def read_file(place: Place, name: str, problems: Problems) -> Weights | None:
     """Read the tensors of one weight file, safetensors or pickle; None if it has faults."""
     file = place.folder / name
+    is_pickle = file.suffix in _PICKLE_SUFFIXES
+    fix = "save the model as safetensors" if is_pickle else _FIX
     try:
-        if file.suffix in _PICKLE_SUFFIXES:
+        if is_pickle:
             return Weights(*read_pickle(file))
         tensors, faults = read_header(file)
     except FileFaultError as fault:
-        problems.add(place.of(name), str(fault), _FIX)
+        problems.add(place.of(name), str(fault), fix)
         return None
     report(problems, place.of(name), faults, _FIX)
     return None if faults else Weights(tensors)

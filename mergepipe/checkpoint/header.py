@@ -65,9 +65,7 @@ def _header_bytes(fd: int, size: int) -> bytes:
     if length == 0:
         raise FileFaultError("the header is empty (its length is 0)")
     if length > size - _LENGTH_BYTES:
-        raise FileFaultError(
-            f"the header is said to be longer than the file: {_looks_like(start)}"
-        )
+        raise FileFaultError(f"the header is said to be longer than the file: {_looks_like(start)}")
     if length > JSON_CAP_BYTES:
         raise FileFaultError(f"the header is too large: {length:,} bytes, over the cap of 100 MB")
     return pread_exactly(fd, length, _LENGTH_BYTES)

@@ -51,7 +51,7 @@ def open_checkpoint(
     if source.adapter or source.adapter_hub:
         adapter = adapter_place(source, problems, local_only=local_files_only)
         if adapter and weights.tensors:
-            weights, low_rank = apply_adapter(adapter, weights, problems)
+            weights, low_rank = apply_adapter(adapter, weights, config or {}, problems)
     if config is None or len(problems.found) > before:
         return None
     return Checkpoint(

@@ -8,6 +8,9 @@ are read later, range by range, as from safetensors.
 from __future__ import annotations
 
 import pickle
+import re
+import struct
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +28,11 @@ _OFFSET = "_checkpoint_offset"  # torch's name for where a meta storage's bytes 
 # All that torch's unpickler was seen to raise on damaged or hostile files.
 _UNPICKLING_ERRORS = (
     pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError,
-    AttributeError, TypeError, AssertionError, ArithmeticError, MemoryError,
+    AttributeError, TypeError, AssertionError, ArithmeticError, MemoryError, struct.error,
+)  # fmt: skip
+_REFUSED = re.compile(r"GLOBAL \S+|operand \d+")
+_UNZIPPING_ERRORS = (
+    zipfile.BadZipFile, RuntimeError, OSError, ValueError, EOFError, struct.error,
 )  # fmt: skip
 
 
@@ -41,6 +48,8 @@ def read_pickle(file: Path) -> tuple[dict[str, Stored], dict[str, str]]:
 
     """
     with opened(file) as (fd, size):
+        if size == 0:
+            raise FileFaultError("the file is empty (0 bytes)")
         is_zip = pread_exactly(fd, len(_ZIP_MAGIC), 0) == _ZIP_MAGIC
         entries = dict(_entries(file, fd, size)) if is_zip else {}
     state = _load(file, "meta" if is_zip else "cpu")
@@ -61,17 +70,15 @@ def read_pickle(file: Path) -> tuple[dict[str, Stored], dict[str, str]]:
 
 
 def _entries(file: Path, fd: int, size: int) -> Iterator[tuple[int, int]]:
-    """Offset and size of each zip entry's data; refuses what would inflate."""
+    """Give offset and size of each zip entry's data; refuses what torch would not have written."""
     try:
         with zipfile.ZipFile(file) as archive:
             listed = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:
+            _check_entries(listed, size)
+            _check_byte_order(archive)
+    except _UNZIPPING_ERRORS as error:
         raise FileFaultError(f"a damaged or truncated zip pickle: {error}") from error
-    if sum(entry.file_size for entry in listed) > size:
-        raise FileFaultError(f"its zip entries inflate to more than the file's size")
     for entry in listed:
-        if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
-            raise FileFaultError(f"zip entry '{entry.filename}' is compressed")
         local = pread_exactly(fd, _LOCAL_HEADER_BYTES, entry.header_offset)
         # Lengths of the name and the extra field, which precede the data.
         names = int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little")
@@ -81,12 +88,33 @@ def _entries(file: Path, fd: int, size: int) -> Iterator[tuple[int, int]]:
         yield offset, entry.file_size
 
 
+def _check_entries(listed: list[zipfile.ZipInfo], size: int) -> None:
+    """Refuse zip entries that would inflate, or whose names are ambiguous (torch ignores case)."""
+    for entry in listed:
+        if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
+            raise FileFaultError(f"zip entry '{entry.filename}' is compressed")
+    if sum(entry.file_size for entry in listed) > size:
+        raise FileFaultError("its zip entries inflate to more than the file's size")
+    if len({entry.filename.lower() for entry in listed}) < len(listed):
+        raise FileFaultError("two of its zip entries have the same name (duplicate)")
+
+
+def _check_byte_order(archive: zipfile.ZipFile) -> None:
+    """Refuse what a big-endian machine saved: torch crashes when it swaps meta tensors."""
+    for name in archive.namelist():
+        if name.lower().endswith("/byteorder") and archive.read(name) != b"little":
+            raise FileFaultError("its numbers are big-endian, which is not supported")
+
+
 def _load(file: Path, device: str) -> dict[str, torch.Tensor]:
     """Load the state dict to `device` by torch's restricted unpickler."""
     import torch  # noqa: PLC0415 -- headers of safetensors are checked without loading torch
 
     try:
-        state = torch.load(file, map_location=device, weights_only=True)
+        # torch warns of pickles by other writers, which are refused or read all the same.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = torch.load(file, map_location=device, weights_only=True)
     except _UNPICKLING_ERRORS as error:
         what = "unsafe or damaged pickle: torch's weights_only unpickler refuses it"
         raise FileFaultError(f"{what} ({_reason(error)})") from error
@@ -98,24 +126,25 @@ def _load(file: Path, device: str) -> dict[str, torch.Tensor]:
 
 
 def _reason(error: Exception) -> str:
-    """Give what torch names as refused; the rest of its message advises `weights_only=False`."""
-    text = " ".join(str(error).split())
-    start = text.find("Unsupported")
-    return text[start : start + 120] if start >= 0 else type(error).__name__
+    """Give what torch refused; the rest of its message advises `weights_only=False`."""
+    refused = _REFUSED.search(str(error))
+    return refused[0] if refused else type(error).__name__
 
 
 def _check_item(name: object, value: object) -> None:
     import torch  # noqa: PLC0415
 
     if not isinstance(name, str):
-        raise FileFaultError(f"the pickle's keys are not tensor names but {type(name).__name__}")
+        raise FileFaultError(
+            f"the pickle's keys are not tensor names but of type {type(name).__name__}"
+        )
     if isinstance(value, dict):
         raise FileFaultError(
-            f"the pickle is not a plain state dict: '{name}' holds another dict; save"
-            f" checkpoint['{name}'] alone, as safetensors"
+            f"the pickle is not a plain state dict: '{name}' holds another dict of what may be"
+            " the weights"
         )
     if not isinstance(value, torch.Tensor):
-        raise FileFaultError(f"'{name}' is not a tensor but a {type(value).__name__}")
+        raise FileFaultError(f"'{name}' is not a tensor but of type {type(value).__name__}")
     if value.layout != torch.strided or value.is_quantized or _dtype_name(value) is None:
         raise FileFaultError(f"tensor '{name}' is sparse, quantized or of an unknown dtype")
     if value.numel() * value.element_size() > value.untyped_storage().nbytes():
@@ -154,5 +183,6 @@ def _stored(name: str, tensor: torch.Tensor, file: Path, values: torch.Tensor | 
 def _storage_key(tensor: torch.Tensor) -> tuple[Any, ...]:
     """Equal for two tensors that are the same view of the same storage."""
     storage = tensor.untyped_storage()
-    where = getattr(storage, _OFFSET, storage.data_ptr())
+    offset = getattr(storage, _OFFSET, None)
+    where = storage.data_ptr() if offset is None else offset
     return where, tensor.storage_offset(), tensor.dtype, tuple(tensor.shape), tensor.stride()

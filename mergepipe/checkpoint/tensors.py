@@ -132,16 +132,15 @@ def read_range(stored: Stored, start: int, stop: int) -> torch.Tensor:
         if the file cannot be opened or read.
 
     """
-    import numpy as np  # noqa: PLC0415
     import torch  # noqa: PLC0415
 
     assert 0 <= start <= stop <= stored.numel
     if stored.memory is not None:
         return stored.memory[start:stop]
-    itemsize = DTYPES[stored.dtype].itemsize
-    raw = np.empty((stop - start) * itemsize, dtype=np.uint8)
-    _fill(stored, raw.data, stored.start + start * itemsize)
-    return torch.from_numpy(raw).view(torch_dtype(stored.dtype))
+    values = torch.empty(stop - start, dtype=torch_dtype(stored.dtype))
+    offset = stored.start + start * values.element_size()
+    _fill(stored, values.view(torch.uint8).numpy().data, offset)
+    return values
 
 
 def _fill(stored: Stored, buffer: memoryview, offset: int) -> None:

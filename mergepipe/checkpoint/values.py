@@ -33,15 +33,15 @@ def read_values(checkpoint: Checkpoint, name: str, start: int, stop: int) -> tor
 
     stored = checkpoint.tensors[name]
     assert stored.is_float
-    values = read_range(stored, start, stop)
+    values = read_range(stored, start, stop).to(torch.float32)
     update = checkpoint.low_rank.get(name)
-    if update is None:
-        return values.to(torch.float32)
-    return _updated(values.to(torch.float64), update, stored.shape[1], start).to(torch.float32)
+    if update is not None:
+        _add(values, update, stored.shape[1], start)
+    return values
 
 
-def _updated(values: torch.Tensor, update: LowRank, columns: int, start: int) -> torch.Tensor:
-    """`values` (fp64, changed in place) plus the part of the update that they cover."""
+def _add(values: torch.Tensor, update: LowRank, columns: int, start: int) -> None:
+    """Add to `values`, in place, the part of the update that they cover."""
     left, right = _factors(update)
     stop = start + len(values)
     step = _BLOCK_ROWS * columns
@@ -49,8 +49,8 @@ def _updated(values: torch.Tensor, update: LowRank, columns: int, start: int) ->
         row = block // columns
         delta = (left[row : row + _BLOCK_ROWS] @ right).reshape(-1)
         low, high = max(start, block), min(stop, block + len(delta))
-        values[low - start : high - start] += update.scale * delta[low - block : high - block]
-    return values
+        covered = values[low - start : high - start]
+        covered.copy_(covered.double().add_(delta[low - block : high - block], alpha=update.scale))
 
 
 def _factors(update: LowRank) -> tuple[torch.Tensor, torch.Tensor]:
