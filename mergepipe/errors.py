@@ -79,7 +79,8 @@ class Problem:
     fix: str = ""
 
     def __str__(self) -> str:
-        line = f"{self.where}: {self.what}" if self.where else self.what
+        what = printable(self.what, 1000)
+        line = f"{printable(self.where, 500)}: {what}" if self.where else what
         return printable(f"{line} ({self.fix})" if self.fix else line)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,14 +26,12 @@ from mergepipe.method import (
     BLOCK,
     Block,
     Measure,
-    Method,
-    Scope,
     Statistics,
     add_statistics,
     load_method,
     run_survey,
 )
-from mergepipe.plan import Input, Plan, Step
+from mergepipe.plan import Input, Plan, Step, model_scopes, scope_of
 
 __all__ = ["Progress", "Sink", "default_threads", "execute"]
 
@@ -110,36 +108,35 @@ class _Run:
     progress: Progress
     stop: threading.Event
 
-    def survey_models(self, pool: ThreadPoolExecutor) -> dict[object, Any]:
-        """Run the surveys whose scope is the model; what they found, by scope."""
-        scopes: dict[object, list[Step]] = {}
-        for step in self.plan.steps:
-            key = _scope_of(step)
-            if key is not None:
-                scopes.setdefault(key, []).append(step)
-        return {key: self._survey(steps, pool) for key, steps in scopes.items()}
+    def survey_models(self, pool: ThreadPoolExecutor) -> dict[str, Any]:
+        """Run the surveys whose scope is the model; what they found, by tensor."""
+        found = {}
+        for steps in model_scopes(self.plan.steps):
+            knowledge = self._survey(steps, pool.map)
+            found.update({step.name: knowledge for step in steps})
+        return found
 
-    def _survey(self, steps: list[Step], pool: ThreadPoolExecutor) -> Any:
-        def measure_all(measure: Measure) -> Statistics:
-            return add_statistics(pool.map(partial(self._measure, measure), steps))
-
-        return run_survey(_start_survey(steps), measure_all)
+    def _survey(self, steps: list[Step], over: Callable[..., Iterable[Statistics]]) -> Any:
+        """Run one survey; `over` is the `map` that spreads it over tensors."""
+        method = load_method(_method_name(steps[0]))
+        assert method.survey is not None, "a scope belongs to a survey"
+        return run_survey(
+            method.survey(scope_of(steps)),
+            lambda measure: add_statistics(over(partial(self._measure, measure), steps)),
+        )
 
     def _measure(self, measure: Measure, step: Step) -> Statistics:
         return add_statistics(measure(block) for block in self._blocks(step))
 
-    def make(self, step: Step, found: Mapping[object, Any]) -> None:
+    def make(self, step: Step, found: Mapping[str, Any]) -> None:
         """Make one output tensor."""
         if step.method is None:
             self._copy(step)
             return
         method = load_method(step.method)
-        key = _scope_of(step)
-        knowledge = None
-        if key is not None:
-            knowledge = found[key]
-        elif method.survey is not None:
-            knowledge = run_survey(_start_survey([step]), partial(self._measure, step=step))
+        knowledge = found.get(step.name)
+        if method.survey is not None and step.name not in found:
+            knowledge = self._survey([step], map)
         for block in self._blocks(step):
             merged = method.merge(block, knowledge)
             values = merged.to(torch_dtype(step.dtype))
@@ -183,29 +180,13 @@ class _Run:
             self.sink.write(step, start, values)
 
 
-def _scope_of(step: Step) -> object | None:
-    """Name the model-wide survey a step belongs to, if any."""
-    if step.method is None:
-        return None
-    method = load_method(step.method)
-    key = method.scope(step.each, step.shared)
-    labels = tuple(one.label for one in step.inputs)
-    return None if key is None else (step.method, labels, key)
-
-
-def _start_survey(steps: list[Step]) -> Any:
-    first = steps[0]
-    assert first.method is not None, "only methods have surveys"
-    method: Method[Any, Any] = load_method(first.method)
-    assert method.survey is not None, "a scope belongs to a survey"
-    labels = [one.label for one in first.inputs]
-    size = sum(step.numel for step in steps)
-    each = dict(zip(labels, first.each, strict=True))
-    return method.survey(Scope(dict.fromkeys(labels, size), each, first.shared))
+def _method_name(step: Step) -> str:
+    assert step.method is not None, "only merged tensors are surveyed"
+    return step.method
 
 
 def _ranges(numel: int) -> Iterator[tuple[int, int]]:
-    for start in range(0, numel, BLOCK):
+    for start in range(0, max(numel, 1), BLOCK):  # a tensor without elements is one empty block
         yield start, min(start + BLOCK, numel)
 
 

@@ -115,7 +115,7 @@ def _no_sweep(_shared: Any) -> int:
     return 0
 
 
-def _per_tensor(_each: Sequence[Any], _shared: Any) -> None:
+def _per_tensor(_each: Any, _shared: Any) -> None:
     """Survey every tensor by itself."""
 
 
@@ -123,10 +123,10 @@ def _per_tensor(_each: Sequence[Any], _shared: Any) -> None:
 class Method(Generic[EachT, SharedT]):
     """A merge method; the last line of its file makes one.
 
-    `scope(each, shared)` is None where the survey runs over one tensor, else a key: the survey
-    then runs over all tensors with the same key. `check(each, shared)` raises ValueError for
-    parameters that are wrong only together. `sweeps(shared)` says how often the survey reads the
-    inputs, at most.
+    `scope(each, shared)`, asked for one model, is None where the survey runs over one tensor, else
+    what it depends on: the survey then runs over all tensors for which that is the same.
+    `check(each, shared)` raises ValueError for parameters that are wrong only together.
+    `sweeps(shared)` says how often the survey reads the inputs, at most.
     """
 
     each: type[EachT]
@@ -135,7 +135,7 @@ class Method(Generic[EachT, SharedT]):
     needs_base: bool
     models: tuple[int, int | None]  # fewest and most models beside the base
     survey: Callable[[Scope[EachT, SharedT]], Survey] | None = None
-    scope: Callable[[Sequence[EachT], SharedT], Hashable | None] = _per_tensor
+    scope: Callable[[EachT, SharedT], Hashable | None] = _per_tensor
     check: Callable[[Sequence[EachT], SharedT], None] = _accept
     sweeps: Callable[[SharedT], int] = _no_sweep
     name: str = ""

@@ -7,14 +7,25 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TypeAlias
 
 from mergepipe.checkpoint import Checkpoint, open_checkpoint
 from mergepipe.errors import EnvironmentFault, InputError, Problem, Problems
 from mergepipe.evaluate import Evaluation, ScoreRow, parse_evaluation, score
 from mergepipe.execute import Progress, default_threads, execute
+from mergepipe.model import Model
 from mergepipe.plan import Plan, make_plan
-from mergepipe.recipe import Recipe, override, parse, parse_models, read_document
+from mergepipe.recipe import (
+    EvaluationSpec,
+    MergeSpec,
+    Recipe,
+    override,
+    parse,
+    parse_evaluations,
+    parse_models,
+    read_document,
+)
 from mergepipe.write import FileSink, check_target, new_folder, write_companions
 
 __all__ = ["Outcome", "Prepared", "evaluate_result", "merge", "prepare"]
@@ -77,15 +88,16 @@ def prepare(
     document = override(read_document(file), settings)
     recipe = parse(document, problems)
     sources = recipe.sources if recipe is not None else parse_models(document)
+    specs = recipe.evaluations if recipe is not None else parse_evaluations(document)
     opened = {
         label: open_checkpoint(source, problems, local_files_only=local_files_only)
         for label, source in sources.items()
     }
-    evaluations = _evaluations(recipe, problems) if recipe is not None else ()
+    evaluations = _evaluations(specs, document.folder, problems)
     problems.raise_any()
     assert recipe is not None, "a recipe without problems"
     checkpoints = {label: found for label, found in opened.items() if found is not None}
-    target = out or recipe.output.path
+    target = _named(out or recipe.output.path)
     plans = _plans(recipe, checkpoints, _stage_folder(target), problems)
     problems.raise_any()
     if target is not None:
@@ -101,19 +113,31 @@ def prepare(
     )
 
 
-def _evaluations(recipe: Recipe, problems: Problems) -> tuple[Evaluation, ...]:
+def _evaluations(
+    specs: Sequence[EvaluationSpec], folder: Path, problems: Problems
+) -> tuple[Evaluation, ...]:
     found = (
         parse_evaluation(
             spec.use,
             spec.parameters,
             name=spec.name,
-            base_dir=recipe.file.parent,
+            base_dir=folder,
             where=spec.place,
             problems=problems,
         )
-        for spec in recipe.evaluations
+        for spec in specs
     )
     return tuple(one for one in found if one is not None)
+
+
+def _named(target: Path | None) -> Path | None:
+    """Give the target with a name of its own, where it is said as `.` or `..`."""
+    if target is None or target.name not in {"", ".."}:
+        return target
+    found = target.resolve()
+    if not found.name:
+        raise InputError(Problem(str(target), "cannot be the output", "give a folder inside it"))
+    return found
 
 
 def _stage_folder(target: Path | None) -> Path:
@@ -139,6 +163,7 @@ def _plans(
             problems,
             seed=recipe.seed,
             dtype=recipe.output.dtype if last else "float32",
+            like=_origin(recipe, spec, checkpoints),
             max_shard_bytes=recipe.output.max_shard_bytes,
         )
         if plan is None:
@@ -146,6 +171,15 @@ def _plans(
         known[name] = plan.as_checkpoint(stages / name)
         plans.append(plan)
     return tuple(plans)
+
+
+def _origin(
+    recipe: Recipe, spec: MergeSpec, checkpoints: Mapping[str, Checkpoint]
+) -> Checkpoint | None:
+    """Follow a merge's donor back through stages to the model that it comes from."""
+    while spec.donor in recipe.merges:
+        spec = recipe.merges[spec.donor]
+    return checkpoints.get(spec.donor)
 
 
 def _check_apart(target: Path, checkpoints: Mapping[str, Checkpoint]) -> None:
@@ -238,11 +272,49 @@ def _write_companions(prepared: Prepared, folder: Path, problems: Problems) -> N
     )
 
 
-def evaluate_result(prepared: Prepared, outcome: Outcome) -> tuple[ScoreRow, ...]:
-    """Score every model of the recipe and the result on `evaluate:`, on the CPU in fp32."""
-    from mergepipe.model import local_model  # noqa: PLC0415 (transformers takes seconds to import)
+def evaluate_result(
+    prepared: Prepared, outcome: Outcome, *, notice: Callable[[str], None]
+) -> tuple[ScoreRow, ...]:
+    """Score every model of the recipe and the result on `evaluate:`, on the CPU in fp32.
 
-    folders = {label: found.folder for label, found in prepared.checkpoints.items()}
-    folders[prepared.plans[-1].name.replace("merge", "merged")] = outcome.folder
-    models = (local_model(folder, label) for label, folder in folders.items())
-    return score(models, prepared.evaluations)
+    `notice` is told the name of each model as its turn comes.
+    """
+    with TemporaryDirectory(prefix="mergepipe-") as scratch:
+        models = _askable(prepared, outcome, Path(scratch), notice)
+        return score(models, prepared.evaluations)
+
+
+def _askable(
+    prepared: Prepared, outcome: Outcome, scratch: Path, notice: Callable[[str], None]
+) -> Iterator[Model]:
+    """Load the models one after the other; only one is in memory."""
+    from mergepipe.model.load import local_model  # noqa: PLC0415 (transformers is slow to import)
+
+    for label, checkpoint in prepared.checkpoints.items():
+        notice(label)
+        folder = checkpoint.folder
+        if checkpoint.low_rank or checkpoint.source.adapter or checkpoint.source.adapter_hub:
+            folder = _applied(checkpoint, scratch / label, prepared.threads)
+        yield local_model(folder, label)
+    name = prepared.recipe.result
+    notice(name)
+    yield local_model(outcome.folder, "merged" if name == "merge" else name)
+
+
+def _applied(checkpoint: Checkpoint, folder: Path, threads: int) -> Path:
+    """Write a model with its adapter applied, so that it can be loaded."""
+    label, problems = checkpoint.label, Problems()
+    spec = MergeSpec(label, "linear", None, (label,), {label: {}}, {}, ())
+    plan = make_plan(label, spec, {label: checkpoint}, problems)
+    problems.raise_any()
+    assert plan is not None, "a model fits itself"
+    _execute(plan, folder, threads, None)
+    write_companions(
+        folder,
+        config=checkpoint.folder,
+        tokenizer=checkpoint.folder,
+        chat_template=checkpoint.folder,
+        dtype=None,
+        problems=problems,
+    )
+    return folder

@@ -105,6 +105,10 @@ def _fetch(
     except (OSError, ValueError, HTTPError, RevisionResolutionError) as error:
         shown = hub if label == hub else f"{label} ({hub})"
         reason = " ".join(str(error).split())[:300]
-        what = f"no local folder '{hub}' exists, and the hub did not give it: {reason}"
-        problems.add(shown, what, "check the name, the network, and HF_TOKEN for gated models")
+        if local_only:
+            what, fix = "it is not in the hub's cache", "`mergepipe run` fetches it"
+        else:
+            what = f"the hub did not give it: {reason}"
+            fix = "check the name, the network, and HF_TOKEN for gated models"
+        problems.add(shown, f"no local folder '{hub}' exists, and {what}", fix)
     return None

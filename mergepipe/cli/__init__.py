@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 
 import typer
 
@@ -13,7 +14,7 @@ from mergepipe.errors import MergepipeError
 
 __all__ = ["app", "main"]
 
-INTERRUPTED = 130
+INTERRUPTED = 130  # what typer exits with on Ctrl-C
 
 app = typer.Typer(
     name="mergepipe",
@@ -61,9 +62,10 @@ def main() -> None:
         app()
     except MergepipeError as error:
         if os.environ.get("MERGEPIPE_DEBUG"):
-            raise
+            traceback.print_exc()
         print_error(error)
         sys.exit(error.exit_status)
-    except KeyboardInterrupt:
-        print("interrupted: nothing was written; run the same command again", file=sys.stderr)  # noqa: T201
-        sys.exit(INTERRUPTED)
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:
+            print("interrupted: nothing was written; run the same command again", file=sys.stderr)  # noqa: T201
+        raise

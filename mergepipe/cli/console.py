@@ -24,7 +24,8 @@ def print_error(error: MergepipeError) -> None:
 def print_warnings(warnings: Iterable[str]) -> None:
     """One line a warning."""
     for warning in warnings:
-        messages.print(f"warning: {warning}", style="yellow", markup=False, highlight=False)
+        line = f"warning: {warning}"
+        messages.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def size(count: float) -> str:

@@ -48,11 +48,14 @@ def init(
     file: Annotated[Path, typer.Argument(help="The file to write.")] = Path("recipe.yaml"),
 ) -> None:
     """Write a commented recipe to start from."""
-    from mergepipe.errors import InputError, Problem
+    from mergepipe.errors import EnvironmentFault, InputError, Problem, printable
 
     try:
         with file.open("x", encoding="utf-8") as stream:
             stream.write(TEMPLATE)
     except FileExistsError as error:
         raise InputError(Problem(str(file), "exists", "choose another name")) from error
-    typer.echo(f"wrote {file}")
+    except OSError as error:
+        what = f"cannot be written: {error.strerror}"
+        raise EnvironmentFault(Problem(str(file), what)) from error
+    typer.echo(f"wrote {printable(file)}")

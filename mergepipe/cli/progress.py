@@ -17,11 +17,12 @@ from rich.progress import (
 )
 
 from mergepipe.cli.console import messages, results, size
+from mergepipe.errors import printable
 from mergepipe.evaluate import ScoreRow, results_jsonl, table
 from mergepipe.pipeline import Outcome
 from mergepipe.plan import Plan
 
-__all__ = ["print_outcome", "print_scores", "shown"]
+__all__ = ["print_json", "print_outcome", "print_scores", "scoring", "shown"]
 
 Reporter = Callable[[Plan], Callable[[int], None]]
 _SECONDS_BETWEEN_LINES = 10.0
@@ -72,20 +73,32 @@ class _Lines:
         )
 
 
-def print_outcome(outcome: Outcome, *, as_json: bool) -> None:
+@contextmanager
+def scoring() -> Iterator[Callable[[str], None]]:
+    """Give a function that says which model is being scored."""
+    with messages.status("scoring") as status:
+        yield lambda label: status.update(f"scoring {printable(label)}")
+
+
+def print_outcome(outcome: Outcome) -> None:
     """Say where the result is."""
-    if not as_json:
-        messages.print(
-            f"{outcome.folder}: {outcome.tensors} tensors, {outcome.parameters:,} parameters",
-            markup=False,
-            highlight=False,
-        )
+    line = f"{outcome.folder}: {outcome.tensors} tensors, {outcome.parameters:,} parameters"
+    messages.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
 
-def print_scores(rows: Sequence[ScoreRow], *, as_json: bool) -> None:
-    """Print the table of scores, or its rows as JSON."""
-    if as_json:
-        lines = results_jsonl(rows).splitlines()
-        print(json.dumps({"results": [json.loads(line) for line in lines]}, indent=2))  # noqa: T201
-    else:
+def print_scores(rows: Sequence[ScoreRow]) -> None:
+    """Print the table of scores."""
+    if rows:
         results.print(table(rows))
+
+
+def print_json(outcome: Outcome, warnings: Sequence[str], rows: Sequence[ScoreRow]) -> None:
+    """Print the result and its scores as one JSON object."""
+    found = {
+        "output": str(outcome.folder),
+        "tensors": outcome.tensors,
+        "parameters": outcome.parameters,
+        "warnings": list(warnings),
+        "results": [json.loads(line) for line in results_jsonl(rows).splitlines()],
+    }
+    print(json.dumps(found, indent=2))  # noqa: T201

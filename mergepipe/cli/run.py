@@ -26,12 +26,19 @@ def run(
     from mergepipe import pipeline
     from mergepipe.cli import progress
     from mergepipe.cli.console import print_warnings
+    from mergepipe.evaluate import ScoreRow
 
     prepared = pipeline.prepare(recipe, settings=overrides or (), out=out, threads=threads)
     print_warnings(prepared.warnings)
     with progress.shown() as report:
         outcome = pipeline.merge(prepared, overwrite=overwrite, report=report)
     print_warnings(outcome.warnings)
-    progress.print_outcome(outcome, as_json=json)
+    progress.print_outcome(outcome)
+    scores: tuple[ScoreRow, ...] = ()
     if prepared.evaluations:
-        progress.print_scores(pipeline.evaluate_result(prepared, outcome), as_json=json)
+        with progress.scoring() as notice:
+            scores = pipeline.evaluate_result(prepared, outcome, notice=notice)
+    if json:
+        progress.print_json(outcome, (*prepared.warnings, *outcome.warnings), scores)
+    else:
+        progress.print_scores(scores)

@@ -16,7 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["keep_mask", "random_words", "random_words_torch", "stream_key"]
+__all__ = [
+    "keep_mask",
+    "keep_mask_torch",
+    "philox",
+    "random_words",
+    "random_words_torch",
+    "stream_key",
+]
 
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57  # multipliers (SC 2011, table 2)
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85  # Weyl constants: golden ratio, sqrt(3) - 1
@@ -51,16 +58,14 @@ def _fill(key: np.uint64, start: np.uint64, out: NDArray[np.uint32]) -> None:  #
         block += np.uint64(1)
 
 
-def random_words_torch(key: int, start: int, count: int, device: torch.device) -> Tensor:
-    """Define words `start` to `start + count` of stream `key`: int64 in [0, 2**32), on any device.
+def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> Tensor:
+    """Give the four 32-bit words of each counter, last dimension: int64 in [0, 2**32).
 
     64-bit products wrap, so their low word is exact, and the high word is exact after masking off
     the sign extension of the shift.
     """
-    blocks = torch.arange(start // 4, (start + count + 3) // 4, device=device)
-    c0, c1 = blocks & _MASK, blocks >> 32
-    c2, c3 = torch.zeros_like(blocks), torch.zeros_like(blocks)
-    k0, k1 = key & _MASK, key >> 32
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
     for _ in range(_ROUNDS):
         p0, p1 = c0 * _M0, c2 * _M1
         c0, c1, c2, c3 = (
@@ -70,7 +75,15 @@ def random_words_torch(key: int, start: int, count: int, device: torch.device) -
             p0 & _MASK,
         )
         k0, k1 = (k0 + _W0) & _MASK, (k1 + _W1) & _MASK
-    words = torch.stack((c0, c1, c2, c3), dim=1).flatten()
+    return torch.stack((c0, c1, c2, c3), dim=-1)
+
+
+def random_words_torch(key: int, start: int, count: int, device: torch.device) -> Tensor:
+    """Define words `start` to `start + count` of stream `key`: int64, on any device."""
+    blocks = torch.arange(start // 4, (start + count + 3) // 4, device=device)
+    zero = torch.zeros_like(blocks)
+    counter = (blocks & _MASK, blocks >> 32, zero, zero)
+    words = philox(counter, (key & _MASK, key >> 32)).flatten()
     return words[start % 4 : start % 4 + count]
 
 
@@ -87,7 +100,17 @@ def keep_mask(key: int, start: int, count: int, density: float, device: torch.de
     An element is kept when its 32-bit word is below density·2³², so the probability is exact to
     2⁻³².
     """
-    limit = int(Decimal(repr(density)) * 2**32)
     if device.type != "cpu":
-        return random_words_torch(key, start, count, device) < limit
-    return torch.from_numpy(random_words(key, start, count) < np.uint64(limit))
+        return keep_mask_torch(key, start, count, density, device)
+    return torch.from_numpy(random_words(key, start, count) < np.uint64(_limit(density)))
+
+
+def keep_mask_torch(
+    key: int, start: int, count: int, density: float, device: torch.device
+) -> Tensor:
+    """Define `keep_mask`, on any device."""
+    return random_words_torch(key, start, count, device) < _limit(density)
+
+
+def _limit(density: float) -> int:
+    return int(Decimal(repr(density)) * 2**32)

@@ -13,7 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["HIGH_BINS", "LOW_BINS", "count_high", "count_low", "locate", "magnitude_bits"]
+__all__ = [
+    "HIGH_BINS",
+    "LOW_BINS",
+    "count_high",
+    "count_high_torch",
+    "count_low",
+    "count_low_torch",
+    "locate",
+    "magnitude_bits",
+]
 
 Counts = NDArray[np.int64]
 HIGH_BINS = 1 << 15
@@ -41,21 +50,30 @@ def _count_low(bits: NDArray[np.uint32], high: int, out: Counts) -> None:  # pra
 def count_high(values: Tensor) -> Counts:
     """Count magnitudes of fp32 `values` by their upper 16 bits: int64, 32768 bins."""
     if values.device.type != "cpu":
-        bins = magnitude_bits(values) >> 16
-        return _to_counts(torch.bincount(bins, minlength=HIGH_BINS))
+        return count_high_torch(values)
     out = np.zeros(HIGH_BINS, np.int64)
     _count_high(values.contiguous().numpy().view(np.uint32), out)
     return out
 
 
+def count_high_torch(values: Tensor) -> Counts:
+    """Define `count_high`, on any device."""
+    return _to_counts(torch.bincount(magnitude_bits(values) >> 16, minlength=HIGH_BINS))
+
+
 def count_low(values: Tensor, high: int) -> Counts:
     """Count the lower 16 bits of the magnitudes whose upper bits are `high`: 65536 bins."""
     if values.device.type != "cpu":
-        bits = magnitude_bits(values)
-        return _to_counts(torch.bincount(bits[bits >> 16 == high] & 0xFFFF, minlength=LOW_BINS))
+        return count_low_torch(values, high)
     out = np.zeros(LOW_BINS, np.int64)
     _count_low(values.contiguous().numpy().view(np.uint32), high, out)
     return out
+
+
+def count_low_torch(values: Tensor, high: int) -> Counts:
+    """Define `count_low`, on any device."""
+    bits = magnitude_bits(values)
+    return _to_counts(torch.bincount(bits[bits >> 16 == high] & 0xFFFF, minlength=LOW_BINS))
 
 
 def _to_counts(counts: Tensor) -> Counts:

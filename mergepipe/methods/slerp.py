@@ -20,7 +20,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -44,7 +43,8 @@ def _products(block: Block[Each, Shared]) -> Statistics:
     assert block.base is not None, "slerp needs a base"
     a, b = block.base.double(), block.models[0].double()
     pairs = ((a, a), (b, b), (a, b))
-    return {"products": np.array([float(torch.dot(x, y)) for x, y in pairs])}
+    # Not torch.dot: BLAS may use threads of its own, and then their number changes the sum.
+    return {"products": np.array([float((x * y).sum()) for x, y in pairs])}
 
 
 def survey(scope: Scope[Each, Shared]) -> Survey:

@@ -22,7 +22,7 @@ tensor([ 3.,  0.,  0., -4.])
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
@@ -70,10 +70,9 @@ class Found:
     majority: int  # the sign elected most often in the scope; 0 unless `elect: reference`
 
 
-def scope(each: Sequence[Each], shared: Shared) -> Hashable | None:
-    """One scope per tensor, or one for all tensors with the same densities."""
-    densities = tuple(one.density for one in each)
-    return None if shared.scope == "tensor" else (densities, shared.trim, shared.elect)
+def scope(each: Each, shared: Shared) -> Hashable | None:
+    """One scope per tensor, or one for all tensors where a model has the same density."""
+    return None if shared.scope == "tensor" else (each.density, shared.trim, shared.elect)
 
 
 def _count(density: float, size: int, trim: str) -> int:
@@ -82,9 +81,15 @@ def _count(density: float, size: int, trim: str) -> int:
     return exact if trim == "exact" else min(size, int(Decimal(repr(density)) * size) + 1)
 
 
-def _sign_balance(trims: Mapping[str, Trim], block: Block[Each, Shared]) -> Statistics:
+def _weighted(trims: Mapping[str, Trim], block: Block[Each, Shared]) -> list[Tensor]:
     kept = keep_largest(block, trims)
-    return {"balance": np.array(int(sum(kept[1:], kept[0]).sign().sum().item()), np.int64)}
+    return [delta * each.weight for delta, each in zip(kept, block.each, strict=True)]
+
+
+def _sign_balance(trims: Mapping[str, Trim], block: Block[Each, Shared]) -> Statistics:
+    weighted = _weighted(trims, block)
+    signs = sum(weighted[1:], weighted[0]).sign()
+    return {"balance": np.array(int(signs.sum().item()), np.int64)}
 
 
 def survey(scope: Scope[Each, Shared]) -> Survey:
@@ -111,8 +116,7 @@ def merge(block: Block[Each, Shared], found: Found) -> Tensor:
     """Trim, elect, disjoint mean, add."""
     shared = block.shared
     weights = [each.weight for each in block.each]
-    kept = keep_largest(block, found.trims)
-    weighted = [delta * w for delta, w in zip(kept, weights, strict=True)]
+    weighted = _weighted(found.trims, block)
     masks = agreeing(weighted, shared.elect, found.majority)
     update = combine(weighted, weights, masks, normalize=shared.normalize)
     return add_update(block.base, update, shared.lambda_)

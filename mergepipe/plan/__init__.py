@@ -2,6 +2,7 @@
 
 from mergepipe.plan.layout import Layout, Shard, arrange
 from mergepipe.plan.make import Plan, make_plan
+from mergepipe.plan.scopes import model_scopes, scope_of
 from mergepipe.plan.steps import Dropped, Input, Step
 from mergepipe.plan.summary import Group, Value, as_json, groups
 
@@ -18,4 +19,6 @@ __all__ = [
     "as_json",
     "groups",
     "make_plan",
+    "model_scopes",
+    "scope_of",
 ]

@@ -1,29 +1,45 @@
 """Which tensor of one model is which tensor of another, by name alone.
 
 Models of one family may differ in their heads (a classifier beside a language model), in the
-prefix that a head adds (`bert.encoder...` beside `encoder...`), in buffers, and in whether the
-output head is stored or tied to the input embedding. Anything else that differs is a fault.
+prefixes of their parts (`bert.encoder...` beside `encoder...`, `visual...` beside
+`model.visual...`), in the spelling of a few old names, in buffers, and in whether the output head
+is stored or tied to the input embedding. Anything else that differs is a fault.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mergepipe.checkpoint import Checkpoint, embedding_name, family, layer_of
+from mergepipe.checkpoint import (
+    Checkpoint,
+    Stored,
+    embedding_name,
+    family,
+    layer_of,
+    read_range,
+)
 from mergepipe.errors import Problems, printable
 
-__all__ = ["Alignment", "align", "is_buffer", "same_family", "shown_names", "tied_head"]
+__all__ = ["Alignment", "align", "head_name", "is_buffer", "place_of", "shown_names"]
 
-HEAD = "lm_head.weight"
 # What a module keeps beside its parameters; derived from the configuration, never merged.
 _BUFFER = re.compile(
     r"(^|\.)((original_)?inv_freq|position_ids|token_type_ids|masked_bias|attn\.bias"
     r"|num_batches_tracked|rotary_emb\.(cos|sin)_cached)$"
 )
 _HEAD_SUFFIX = re.compile(r"(For[A-Z]|LMHead|DoubleHeads|Model$|PreTrained)")
+# (old, new) endings of one tensor's name; loaders know both.
+_SPELLINGS = (
+    ("LayerNorm.gamma", "LayerNorm.weight"),
+    ("LayerNorm.beta", "LayerNorm.bias"),
+    (".weight_g", ".parametrizations.weight.original0"),
+    (".weight_v", ".parametrizations.weight.original1"),
+)
+_SAMPLE = 4096  # elements
+_SAMPLES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +48,7 @@ class Alignment:
 
     checkpoint: Checkpoint
     names: Mapping[str, str]  # donor's name -> this model's name
+    copies: Mapping[str, str]  # tensors that repeat another one (tied weights) -> that one
     heads_differ: bool
     notes: tuple[str, ...]
 
@@ -47,40 +64,36 @@ def shown_names(names: Collection[str], most: int = 3) -> str:
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown
 
 
-def _stem(architecture: str) -> str:
-    """`Bert` of `BertForMaskedLM` and of `BertModel`."""
-    return _HEAD_SUFFIX.split(architecture)[0]
+def head_name(names: Iterable[str]) -> str | None:
+    """Give the output head among tensor names: `lm_head.weight`, on its own or inside a part."""
+    return next((name for name in names if f".{name}".endswith(".lm_head.weight")), None)
 
 
-def tied_head(checkpoint: Checkpoint) -> str | None:
-    """Give the input embedding's name if the model's output head is tied to it, else None.
-
-    It is tied if no head is stored and the configuration does not say otherwise.
-    """
-    if HEAD in checkpoint.tensors and not _says_tied(checkpoint.config):
+def align(donor: Checkpoint, model: Checkpoint, problems: Problems) -> Alignment | None:
+    """Find the model's tensors by the donor's names; None if it is another architecture."""
+    if model is donor:
+        own = {name: name for name in donor.tensors}
+        return Alignment(donor, own, _copies(donor), heads_differ=False, notes=_doubts(donor))
+    if not _same_family(donor, model, problems) or not _same_depth(donor, model, problems):
         return None
-    if _text_config(checkpoint.config).get("tie_word_embeddings", True) is False:
-        return None
-    return embedding_name(checkpoint.tensors)
+    ours, theirs = family(donor.config)[1], family(model.config)[1]
+    heads_differ = ours != theirs or not ours  # old configurations do not say
+    names, notes = _matched(donor, model, heads_differ=heads_differ)
+    copies = _copies(donor)
+    stand_ins = _stand_ins(donor, model, {**names, **copies}, heads_differ=heads_differ)
+    notes += [f"its output head is tied: {e} stands in for {h}" for h, e in stand_ins.items()]
+    return Alignment(model, {**names, **stand_ins}, _copies(model), heads_differ, tuple(notes))
 
 
-def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    inner = config.get("text_config")
-    return inner if isinstance(inner, dict) and "tie_word_embeddings" in inner else config
-
-
-def _says_tied(config: Mapping[str, Any]) -> bool:
-    return _text_config(config).get("tie_word_embeddings") is True
-
-
-def same_family(donor: Checkpoint, model: Checkpoint, problems: Problems) -> bool:
+def _same_family(donor: Checkpoint, model: Checkpoint, problems: Problems) -> bool:
     """Check that two models are of one architecture, whatever their heads."""
     (kind, architecture), (other_kind, other) = family(donor.config), family(model.config)
-    if kind == other_kind and (_stem(architecture) == _stem(other) or not (architecture and other)):
+    stems = sorted((_stem(architecture), _stem(other)), key=len)
+    if len({kind, other_kind} - {""}) < 2 and stems[1].startswith(stems[0]):  # noqa: PLR2004
         return True
     custom = "auto_map" in model.config
     problems.add(
-        _place(model),
+        place_of(model),
         f"another architecture: {other or other_kind or 'unknown'} ('{other_kind}'), "
         f"but {donor.label} is {architecture or kind} ('{kind}')"
         + (
@@ -93,30 +106,15 @@ def same_family(donor: Checkpoint, model: Checkpoint, problems: Problems) -> boo
     return False
 
 
-def _place(checkpoint: Checkpoint) -> str:
+def _stem(architecture: str) -> str:
+    """`Bert` of `BertForMaskedLM` and of `BertModel`."""
+    return _HEAD_SUFFIX.split(architecture)[0]
+
+
+def place_of(checkpoint: Checkpoint) -> str:
+    """Name a model as messages do: by its folder, and its label if that differs."""
     folder = checkpoint.folder.name
     return folder if folder == checkpoint.label else f"{checkpoint.label} ({folder})"
-
-
-def align(donor: Checkpoint, model: Checkpoint, problems: Problems) -> Alignment | None:
-    """Find the model's tensors by the donor's names; None if it is another architecture."""
-    if model is donor:
-        return Alignment(donor, {name: name for name in donor.tensors}, False, ())
-    if not same_family(donor, model, problems) or not _same_depth(donor, model, problems):
-        return None
-    heads_differ = family(donor.config)[1] != family(model.config)[1]
-    prefix = _prefix(donor, model) if heads_differ else None
-    names = {name: name for name in donor.tensors if name in model.tensors}
-    notes = []
-    if prefix is not None:
-        names = _renamed(donor, model, *prefix)
-        change = f"without '{prefix[0]}'" if prefix[0] else f"with '{prefix[1]}' in front"
-        notes.append(f"its tensors are named {change}; matched by the rest of the name")
-    embedding = tied_head(model)
-    if HEAD in donor.tensors and HEAD not in names and embedding and tied_head(donor) is None:
-        names[HEAD] = embedding
-        notes.append(f"its output head is tied: {embedding} stands in for {HEAD}")
-    return Alignment(model, names, heads_differ, tuple(notes))
 
 
 def _same_depth(donor: Checkpoint, model: Checkpoint, problems: Problems) -> bool:
@@ -124,35 +122,158 @@ def _same_depth(donor: Checkpoint, model: Checkpoint, problems: Problems) -> boo
     if ours is None or theirs is None or ours == theirs:
         return True
     problems.add(
-        f"{_place(model)}/config.json",
+        f"{place_of(model)}/config.json",
         f"{theirs} layers (num_hidden_layers), but {donor.label} has {ours}",
         "merge models with the same number of layers",
     )
     return False
 
 
-def _prefix(donor: Checkpoint, model: Checkpoint) -> tuple[str, str] | None:
-    """Find (what the donor's names have in front, what the model's have), from their layers."""
-    ours, theirs = _layer_stacks(donor), _layer_stacks(model)
-    if ours & theirs:
-        return None
-    for own in sorted(ours):
-        for other in sorted(theirs):
-            if own.endswith("." + other):
-                return own[: -len(other)], ""
-            if other.endswith("." + own):
-                return "", other[: -len(own)]
-    return None
+def _matched(
+    donor: Checkpoint, model: Checkpoint, *, heads_differ: bool
+) -> tuple[dict[str, str], list[str]]:
+    """Pair the names, and say where they had to be translated."""
+    same = {name: name for name in donor.tensors if name in model.tensors}
+    prefixes = _prefixes(donor, model)
+    names = {
+        name: found for name in donor.tensors if (found := _found(name, prefixes, model.tensors))
+    }
+    # A body that lost or gained a prefix while its head lies beside it was saved from inside a
+    # wrapper: loaders reject it, and so do we.
+    bare = [pair for pair in prefixes if "" in pair]
+    wrapped = not heads_differ and bare == prefixes and head_name(model.tensors) is not None
+    if len(names) == len(same) or (prefixes and wrapped):
+        return same, []
+    changed = [f"'{ours}' is '{theirs}'" for ours, theirs in prefixes]
+    note = "its tensors have other names than the base's, and were matched"
+    return names, [f"{note}: {', '.join(changed)}" if changed else note]
 
 
-def _layer_stacks(checkpoint: Checkpoint) -> set[str]:
-    return {found[0] for name in checkpoint.tensors if (found := layer_of(name)) is not None}
+def _prefixes(donor: Checkpoint, model: Checkpoint) -> list[tuple[str, str]]:
+    """Find how parts are named in front: pairs of (the donor's, the model's), longest first.
+
+    Stacks of layers that only one of the two has, with the same numbers, are the same part.
+    """
+    ours, theirs = _stacks(donor), _stacks(model)
+    pairs = []
+    for stack in [name for name in ours if name not in theirs]:
+        last = stack.rpartition(".")[2]
+        fronts = [
+            _fronts(stack, other)
+            for other in theirs
+            if other not in ours
+            and other.rpartition(".")[2] == last
+            and theirs[other] == ours[stack]
+        ]
+        if fronts:
+            pairs.append(min(fronts, key=lambda pair: len(pair[0])))
+    return sorted(dict.fromkeys(pairs), key=lambda pair: -len(pair[0]))
 
 
-def _renamed(donor: Checkpoint, model: Checkpoint, ours: str, theirs: str) -> dict[str, str]:
-    names = {}
-    for name in donor.tensors:
-        other = theirs + name.removeprefix(ours) if name.startswith(ours) else name
-        if other in model.tensors:
-            names[name] = other
-    return names
+def _stacks(checkpoint: Checkpoint) -> dict[str, set[int]]:
+    found: dict[str, set[int]] = {}
+    for name in checkpoint.tensors:
+        layer = layer_of(name)
+        if layer is not None:
+            found.setdefault(layer[0], set()).add(layer[1])
+    return found
+
+
+def _fronts(one: str, other: str) -> tuple[str, str]:
+    """Cut off the dotted parts that two names end with alike."""
+    ours, theirs = one.split("."), other.split(".")
+    while ours and theirs and ours[-1] == theirs[-1]:
+        ours.pop()
+        theirs.pop()
+    return ("".join(f"{part}." for part in ours), "".join(f"{part}." for part in theirs))
+
+
+def _found(name: str, prefixes: list[tuple[str, str]], tensors: Mapping[str, Stored]) -> str | None:
+    """Find a donor's tensor among a model's, under any name it may have there."""
+    renamed = (
+        theirs + name.removeprefix(ours) for ours, theirs in prefixes if name.startswith(ours)
+    )
+    for candidate in (name, *renamed):
+        for spelling in (candidate, *_respelled(candidate)):
+            if spelling in tensors:
+                return spelling
+    return head_name(tensors) if prefixes and head_name((name,)) else None
+
+
+def _respelled(name: str) -> Iterable[str]:
+    for pair in _SPELLINGS:
+        for old, new in (pair, pair[::-1]):
+            if name.endswith(old):
+                yield name.removesuffix(old) + new
+
+
+def _stand_ins(
+    donor: Checkpoint, model: Checkpoint, names: Mapping[str, str], *, heads_differ: bool
+) -> dict[str, str]:
+    """Give the model's embedding for what the donor stores apart and the model ties to it."""
+    embedding, ours = embedding_name(model.tensors), embedding_name(donor.tensors)
+    said = _says_tied(model.config)
+    tied = head_name(model.tensors) is None and (not heads_differ if said is None else said)
+    if embedding is None or ours is None or not tied:
+        return {}
+    lacking = [name for name in donor.tensors if name not in names and layer_of(name) is None]
+    return {
+        name: embedding
+        for name in lacking
+        if head_name((name,)) or _equal(donor.tensors[ours], donor.tensors[name])
+    }
+
+
+def _says_tied(config: Mapping[str, Any]) -> bool | None:
+    """Whether the output head is the input embedding; None where the configuration is silent."""
+    inner = config.get("text_config")
+    nested = inner.get("tie_word_embeddings") if isinstance(inner, dict) else None
+    said = config.get("tie_word_embeddings", nested)
+    return said if isinstance(said, bool) else None
+
+
+def _copies(checkpoint: Checkpoint) -> dict[str, str]:
+    """Find tensors that repeat another because the model ties them: left out, then tied again."""
+    copies = dict(checkpoint.aliases)
+    embedding, head = embedding_name(checkpoint.tensors), head_name(checkpoint.tensors)
+    if embedding in copies and copies[embedding] == head:
+        # A pickle may name the head first; the embedding is what loaders look for.
+        del copies[embedding]
+        copies = {name: embedding if at == head else at for name, at in copies.items()}
+        copies[head] = embedding
+    if _says_tied(checkpoint.config) is False and head in copies:
+        del copies[head]
+    if _says_tied(checkpoint.config) is not True or embedding is None:
+        return copies
+    first, updates = checkpoint.tensors[embedding], checkpoint.low_rank
+    same = [
+        name
+        for name, stored in checkpoint.tensors.items()
+        if layer_of(name) is None
+        and updates.get(name) is updates.get(embedding)
+        and (name == embedding or _equal(first, stored))
+    ]
+    kept = next((name for name in same if name.endswith("shared.weight")), embedding)
+    return {**copies, **{name: kept for name in same if name != kept}}
+
+
+def _doubts(donor: Checkpoint) -> tuple[str, ...]:
+    head = head_name(donor.tensors)
+    if head is None or head in _copies(donor) or not _says_tied(donor.config):
+        return ()
+    what = f"config.json ties {head} to the embedding, but both are stored and differ"
+    return (f"{what}; both are merged, and loaders disagree on which is used",)
+
+
+def _equal(one: Stored, other: Stored) -> bool:
+    """Compare two tensors by shape, dtype and samples of their values."""
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    if not (one.file.exists() and other.file.exists()):
+        return False  # an earlier stage's result, where what was tied is one tensor already
+    step = max(_SAMPLE, one.numel // _SAMPLES)
+    return all(
+        read_range(one, at, stop).equal(read_range(other, at, stop))
+        for at in range(0, one.numel, step)
+        if (stop := min(at + _SAMPLE, one.numel))
+    )

@@ -15,7 +15,8 @@ from pydantic import ValidationError
 from mergepipe.checkpoint import DTYPES, Checkpoint, Stored, layer_of
 from mergepipe.errors import Problems, printable
 from mergepipe.method import Method, Parameters, load_method
-from mergepipe.plan.align import Alignment, align, is_buffer, shown_names, tied_head
+from mergepipe.plan.account import account, check_words
+from mergepipe.plan.align import Alignment, align, is_buffer, place_of, shown_names
 from mergepipe.plan.layout import Layout, arrange
 from mergepipe.plan.steps import Dropped, Input, Step
 from mergepipe.recipe import MergeSpec, Rule, at_depth
@@ -86,19 +87,23 @@ def make_plan(
     *,
     seed: int = 0,
     dtype: str | None = None,
+    like: Checkpoint | None = None,
     max_shard_bytes: int = 5_000_000_000,
 ) -> Plan | None:
     """Plan one merge, or add every reason why not to `problems`.
 
-    `checkpoints` holds the models by label; `dtype` is that of all float outputs (default: the
-    donor's, tensor by tensor).
+    `checkpoints` holds the models by label; `dtype` is that of all float outputs (default: as in
+    `like`, tensor by tensor, which defaults to the donor).
     """
     planner = _Planner(spec, checkpoints, problems, dtype)
+    planner.like = like or planner.donor
     if not planner.usable:
         return None
     steps = planner.steps()
+    check_words(planner.donor, steps, problems)
+    dropped = account(planner.donor, planner.models, steps, problems)
     layout = arrange([(s.name, s.dtype, s.shape) for s in steps], max_shard_bytes)
-    return Plan(name, spec, seed, planner.donor, steps, planner.dropped(steps), layout)
+    return Plan(name, spec, seed, planner.donor, steps, dropped, layout)
 
 
 class _Planner:
@@ -113,7 +118,7 @@ class _Planner:
     ) -> None:
         self.spec, self.problems = spec, problems
         self.dtype = _OUTPUT_DTYPES[dtype] if dtype else None
-        self.donor = checkpoints[spec.donor]
+        self.donor = self.like = checkpoints[spec.donor]
         taken = [rule.take for rule in spec.rules if rule.take is not None]
         labels = dict.fromkeys((spec.donor, *spec.models, *taken))
         self.models: dict[str, Alignment] = {}
@@ -134,22 +139,14 @@ class _Planner:
         self.missing: dict[str, list[str]] = {label: [] for label in self.models}
         self.mismatched: dict[str, list[str]] = {label: [] for label in self.models}
         self.resolved: dict[object, tuple[tuple[Parameters, ...], Parameters]] = {}
-        self.tied = self._tied_names()
-
-    def _tied_names(self) -> dict[str, str]:
-        """Donor tensors that are copies of another: dropped here, tied again when loaded."""
-        tied = dict(self.donor.aliases)
-        embedding = tied_head(self.donor)
-        if embedding and "lm_head.weight" in self.donor.tensors:
-            tied["lm_head.weight"] = embedding
-        return tied
 
     def steps(self) -> tuple[Step, ...]:
         """Decide every output tensor, in the donor's order; tensors only taken come last."""
+        tied = self.models[self.spec.donor].copies
         planned = [
             self._step(name, stored)
             for name, stored in self.donor.tensors.items()
-            if name not in self.tied
+            if name not in tied
         ]
         planned += self._taken_only()
         self._report()
@@ -171,10 +168,11 @@ class _Planner:
         rule = None if fit is None else self.spec.rules[fit]
         if rule is not None and rule.take is not None:
             return self._take(name, rule, fit)
-        if not stored.is_float:
-            return self._copy(name, self.donor.label, name, f"{stored.dtype} buffer", fit)
         if is_buffer(name):
             return self._copy(name, self.donor.label, name, "buffer, not a parameter", fit)
+        if not stored.is_float:
+            self._refuse_floats(name, stored)
+            return self._copy(name, self.donor.label, name, f"{stored.dtype} buffer", fit)
         method = load_method(rule.method if rule and rule.method else self.spec.method)
         inputs = self._inputs(name, stored)
         if len(inputs) < method.models[0]:
@@ -210,9 +208,24 @@ class _Planner:
                 self.mismatched[label].append(
                     f"{printable(other, 200)} {list(theirs.shape)} (not {list(stored.shape)})"
                 )
-            elif theirs.is_float:
+            elif not theirs.is_float:
+                self.mismatched[label].append(
+                    f"{printable(other, 200)} {theirs.dtype} (not {stored.dtype})"
+                )
+            else:
                 found.append(Input(label, model.checkpoint, other))
         return tuple(found)
+
+    def _refuse_floats(self, name: str, stored: Stored) -> None:
+        """Note models in which a tensor has values to merge though the donor has integers."""
+        for label in self.spec.models:
+            model = self.models[label]
+            other = model.names.get(name)
+            theirs = model.checkpoint.tensors[other] if other is not None else stored
+            if theirs.is_float:
+                self.mismatched[label].append(
+                    f"{printable(name, 200)} {theirs.dtype} (not {stored.dtype})"
+                )
 
     def _take(self, name: str, rule: Rule, fit: int | None) -> Step:
         assert rule.take is not None, "a rule that takes"
@@ -247,8 +260,10 @@ class _Planner:
         for i, rule in enumerate(self.spec.rules):
             if rule.take is None:
                 continue
-            for name in self.models[rule.take].checkpoint.tensors:
-                new = name not in self.donor.tensors and name not in planned
+            model = self.models[rule.take]
+            known = {*self.donor.tensors, *model.names.values(), *model.copies}
+            for name in model.checkpoint.tensors:
+                new = name not in known and name not in planned
                 if new and self.globs[i].match(name):
                     self.fitted[i] += 1
                     planned[name] = self._copy(name, rule.take, name, f"taken from {rule.take}", i)
@@ -257,7 +272,8 @@ class _Planner:
     def _output_dtype(self, stored: Stored) -> str:
         if not stored.is_float:
             return stored.dtype
-        return self.dtype or ("BF16" if stored.dtype.startswith("F8") else stored.dtype)
+        native = self.like.tensors.get(stored.name, stored).dtype
+        return self.dtype or ("BF16" if native.startswith("F8") else native)
 
     def _depth(self, name: str) -> float:
         """Relative depth: 0 for the first layer and what is before it, 1 for the last and after."""
@@ -304,7 +320,7 @@ class _Planner:
             if names:
                 extra = self._unknown_names(label)
                 self.problems.add(
-                    self._place(label),
+                    place_of(self.models[label].checkpoint),
                     f"{len(names)} tensors are missing that {self.donor.label} has: "
                     f"{shown_names(names)}"
                     + (f"; it has unexpected ones: {shown_names(extra)}" if extra else ""),
@@ -314,9 +330,9 @@ class _Planner:
         for label, shapes in self.mismatched.items():
             if shapes:
                 self.problems.add(
-                    self._place(label),
-                    f"{len(shapes)} tensors have another shape than in {self.donor.label}: "
-                    f"{shown_names(shapes)}",
+                    place_of(self.models[label].checkpoint),
+                    f"{len(shapes)} tensors have another shape or dtype than in "
+                    f"{self.donor.label}: {shown_names(shapes)}",
                     "merge models of one size and vocabulary, or `take` these from one model",
                 )
         for i, rule in enumerate(self.spec.rules):
@@ -329,50 +345,6 @@ class _Planner:
         model = self.models[label]
         used = set(model.names.values())
         return [name for name in model.checkpoint.tensors if name not in used]
-
-    def _place(self, label: str) -> str:
-        folder = self.models[label].checkpoint.folder.name
-        return folder if folder == label else f"{label} ({folder})"
-
-    def dropped(self, steps: tuple[Step, ...]) -> tuple[Dropped, ...]:
-        """Account for every input tensor that no step uses."""
-        used = {(one.label, one.name) for step in steps for one in step.all_inputs}
-        planned = {step.name for step in steps}
-        dropped = []
-        for label, model in self.models.items():
-            back = {other: name for name, other in model.names.items()}
-            for name in model.checkpoint.tensors:
-                if (label, name) not in used:
-                    reason = self._why_dropped(model, name, back.get(name), planned)
-                    dropped.append(Dropped(label, name, reason))
-        self._warn_dropped(dropped)
-        return tuple(dropped)
-
-    def _why_dropped(
-        self, model: Alignment, name: str, output: str | None, planned: set[str]
-    ) -> str:
-        if model.checkpoint is self.donor and name in self.tied:
-            return f"tied to {self.tied[name]}"
-        if name == "lm_head.weight" and tied_head(model.checkpoint):
-            return "tied to the input embedding"
-        if output in planned:
-            return "not used: another model's is taken, or the method does not read it"
-        if is_buffer(name) or not model.checkpoint.tensors[name].is_float:
-            return "buffer, not a parameter"
-        if ".lora_" in name or ".lora." in name:
-            return "an adapter that was not merged into the weights"
-        return f"{self.donor.label} has no such tensor"
-
-    def _warn_dropped(self, dropped: list[Dropped]) -> None:
-        quiet = ("tied", "buffer", "not used")
-        by_reason: dict[tuple[str, str], list[str]] = {}
-        for one in dropped:
-            if not one.reason.startswith(quiet):
-                by_reason.setdefault((one.label, one.reason), []).append(one.name)
-        for (label, reason), names in by_reason.items():
-            self.problems.warn(
-                self._place(label), f"{len(names)} tensors dropped: {reason}: {shown_names(names)}"
-            )
 
 
 def _build(parameters: type[Parameters], depth: float, general: Any, special: Any) -> Parameters:

@@ -1,17 +1,12 @@
 """A recipe: what to merge and how. YAML text in, frozen values or a list of problems out."""
 
-from mergepipe.recipe.document import Document, override, read_document
-from mergepipe.recipe.parse import (
-    EvaluationSpec,
-    MergeSpec,
-    OutputSpec,
-    Recipe,
-    Rule,
-    parse,
-    parse_models,
-)
+from mergepipe.recipe.document import Document, read_document
+from mergepipe.recipe.options import override
+from mergepipe.recipe.parse import parse, parse_evaluations
 from mergepipe.recipe.schema import json_schema
 from mergepipe.recipe.settings import Setting, Settings, at_depth, field_names
+from mergepipe.recipe.sources import parse_models
+from mergepipe.recipe.spec import EvaluationSpec, MergeSpec, OutputSpec, Recipe, Rule
 
 __all__ = [
     "Document",
@@ -27,6 +22,7 @@ __all__ = [
     "json_schema",
     "override",
     "parse",
+    "parse_evaluations",
     "parse_models",
     "read_document",
 ]

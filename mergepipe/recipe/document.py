@@ -8,8 +8,8 @@ core schema: `5e-1` is a number, `yes` is a word.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,7 +17,7 @@ import yaml
 
 from mergepipe.errors import InputError, Problem, Problems, printable
 
-__all__ = ["Document", "FieldPath", "override", "read_document"]
+__all__ = ["MAX_DEPTH", "Document", "FieldPath", "read_document", "read_text"]
 
 FieldPath: TypeAlias = tuple[str | int, ...]
 
@@ -49,6 +49,7 @@ class Document:
     data: Any
     lines: Mapping[FieldPath, tuple[int, int]]
     overridden: tuple[FieldPath, ...] = ()
+    faults: tuple[Problem, ...] = ()  # of the text, to be reported beside those of its meaning
 
     @property
     def folder(self) -> Path:
@@ -69,36 +70,44 @@ class Document:
 
 
 def read_document(file: Path) -> Document:
-    """Read a recipe.
+    """Read a recipe. Duplicate keys and the like become its `faults`.
 
     Raises
     ------
     InputError
         naming the file, the line and what is wrong: unreadable, not UTF-8, not YAML, empty, too
-        large or deep, a duplicate key, a forbidden tag, an alias that recurs or explodes.
+        large or deep, a forbidden tag, an alias that recurs or explodes.
 
     """
-    text = _read_text(file)
-    try:
-        _check_events(text, file)
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        raise InputError(_syntax_problem(error, file)) from error
-    if node is None:
+    data, lines, problems = read_text(_read_file(file), file.name)
+    if not lines:
         raise InputError(
             Problem(file.name, "the recipe is empty", "`mergepipe init` writes one to start from")
         )
-    builder = _Builder(file)
-    data = builder.build(node, ())
-    builder.problems.raise_any()
-    return Document(file, data, builder.lines)
+    return Document(file, data, lines, faults=tuple(problems.found))
 
 
-def _read_text(file: Path) -> str:
+def read_text(text: str, name: str) -> tuple[Any, Mapping[FieldPath, tuple[int, int]], Problems]:
+    """Give data, lines and faults of the text of a file or option `name`; no lines if it is empty.
+
+    Raises
+    ------
+    InputError
+        as `read_document`.
+
+    """
+    node = _compose(text, name)
+    builder = _Builder(name)
+    data = None if node is None else builder.build(node, ())
+    return data, builder.lines, builder.problems
+
+
+def _read_file(file: Path) -> str:
     try:
         raw = file.read_bytes() if file.is_file() else None
-    except OSError as error:
-        raise InputError(Problem(file.name, f"cannot be read: {error.strerror}")) from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(Problem(str(file), f"cannot be read: {reason}")) from error
     if raw is None:
         raise InputError(Problem(str(file), "no such recipe file"))
     if len(raw) > MAX_BYTES:
@@ -116,34 +125,44 @@ def _read_text(file: Path) -> str:
         ) from error
 
 
-def _syntax_problem(error: yaml.YAMLError, file: Path) -> Problem:
+def _compose(text: str, name: str) -> yaml.Node | None:
+    try:
+        _check_events(text, name)
+        return yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        raise InputError(_syntax_problem(error, name)) from error
+    except (ValueError, OverflowError) as error:  # PyYAML hands escapes to chr() as they are
+        raise InputError(Problem(name, f"not valid YAML: {error}")) from error
+
+
+def _syntax_problem(error: yaml.YAMLError, name: str) -> Problem:
     mark: yaml.Mark | None = getattr(error, "problem_mark", None)
     what = getattr(error, "problem", None) or str(error)
     if mark is None:
-        return Problem(file.name, f"not valid YAML: {printable(what, 200)}")
+        return Problem(name, f"not valid YAML: {printable(what, 200)}")
     fix = "indent with spaces, not tabs" if "\\t" in what else ""
-    place = f"{file.name}:{mark.line + 1}:{mark.column + 1}"
+    place = f"{name}:{mark.line + 1}:{mark.column + 1}"
     return Problem(place, f"not valid YAML on line {mark.line + 1}: {printable(what, 200)}", fix)
 
 
-def _check_events(text: str, file: Path) -> None:
-    """Refuse depth, foreign tags and further documents before anything recurses."""
-    depth = documents = 0
+def _check_events(text: str, name: str) -> None:
+    """Refuse size, depth, foreign tags and further documents before anything recurses."""
+    depth = documents = nodes = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         assert event.start_mark is not None, "the parser marks every event"
-        place = f"{file.name}:{event.start_mark.line + 1}:{event.start_mark.column + 1}"
-        if isinstance(event, yaml.DocumentStartEvent):
-            documents += 1
-            if documents > 1:
-                raise InputError(
-                    Problem(place, "a second YAML document", "one recipe per file; use `stages:`")
-                )
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-            if depth > MAX_DEPTH:
-                raise InputError(Problem(place, f"nested deeper than {MAX_DEPTH} levels"))
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
+        place = f"{name}:{event.start_mark.line + 1}:{event.start_mark.column + 1}"
+        documents += isinstance(event, yaml.DocumentStartEvent)
+        if documents > 1:
+            raise InputError(
+                Problem(place, "a second YAML document", "one recipe per file; use `stages:`")
+            )
+        nodes += isinstance(event, yaml.NodeEvent)
+        if nodes > MAX_NODES:
+            raise InputError(Problem(place, f"too large: over {MAX_NODES} values"))
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise InputError(Problem(place, f"nested deeper than {MAX_DEPTH} levels"))
         tag = getattr(event, "tag", None)
         if tag not in (None, "!") and tag not in _PLAIN_TAGS | _COLLECTION_TAGS:
             raise InputError(
@@ -154,8 +173,8 @@ def _check_events(text: str, file: Path) -> None:
 class _Builder:
     """Walks the node tree once; counts nodes as expanded, so that aliases cannot explode."""
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    def __init__(self, name: str) -> None:
+        self.name = name
         self.lines: dict[FieldPath, tuple[int, int]] = {}
         self.problems = Problems()
         self._nodes = 0
@@ -183,10 +202,12 @@ class _Builder:
     def _mapping(self, node: yaml.Node, path: FieldPath) -> dict[str, Any]:
         merged: dict[str, Any] = {}
         own: dict[str, Any] = {}
+        # Merge keys first, so that the lines of the mapping's own keys stand.
+        for key_node, value_node in node.value:
+            for source in self._merge_sources(key_node, value_node, path):
+                merged = {**source, **merged}
         for key_node, value_node in node.value:
             if key_node.tag == _TAG + "merge":
-                for source in self._merge_sources(value_node, path):
-                    merged = {**source, **merged}
                 continue
             key = str(key_node.value) if isinstance(key_node, yaml.ScalarNode) else None
             if key is None:
@@ -202,7 +223,11 @@ class _Builder:
                 own[key] = self.build(value_node, (*path, key))
         return {**merged, **own}
 
-    def _merge_sources(self, node: yaml.Node, path: FieldPath) -> Iterator[dict[str, Any]]:
+    def _merge_sources(
+        self, key: yaml.Node, node: yaml.Node, path: FieldPath
+    ) -> Iterator[dict[str, Any]]:
+        if key.tag != _TAG + "merge":
+            return
         for source in node.value if isinstance(node, yaml.SequenceNode) else (node,):
             built = self.build(source, path)
             if isinstance(built, dict):
@@ -212,7 +237,7 @@ class _Builder:
 
     def _place(self, node: yaml.Node) -> str:
         line, column = _mark(node)
-        return f"{self.file.name}:{line}:{column}"
+        return f"{self.name}:{line}:{column}"
 
 
 def _mark(node: yaml.Node) -> tuple[int, int]:
@@ -232,50 +257,3 @@ def _plain(text: str) -> object:
     if _FLOAT.fullmatch(text):
         return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
     return text
-
-
-def override(document: Document, settings: Sequence[str]) -> Document:
-    """Apply `--set path.to.field=value` options; values are read as YAML.
-
-    Raises
-    ------
-    InputError
-        if an option has no `=`, names no place in the recipe, or its value is not YAML.
-
-    """
-    data = document.data
-    paths = []
-    for setting in settings:
-        name, separator, text = setting.partition("=")
-        if not separator:
-            raise InputError(
-                Problem(f"--set {printable(setting, 80)}", "no value", "write field=value")
-            )
-        path: FieldPath = tuple(int(p) if p.isdigit() else p for p in name.strip().split("."))
-        data = _replaced(data, path, _option_value(name, text), name)
-        paths.append(path)
-    return replace(document, data=data, overridden=(*document.overridden, *paths))
-
-
-def _option_value(name: str, text: str) -> Any:
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        raise InputError(_syntax_problem(error, Path(f"--set {name}"))) from error
-    return None if node is None else _Builder(Path(f"--set {name}")).build(node, ())
-
-
-def _replaced(data: Any, path: FieldPath, value: Any, name: str) -> Any:
-    """`data` with the field at `path` set; mappings on the way are made where missing."""
-    if not path:
-        return value
-    head, rest = path[0], path[1:]
-    if isinstance(data, list):
-        if not isinstance(head, int) or head >= len(data):
-            raise InputError(Problem(f"--set {name}", f"the list has {len(data)} items, no {head}"))
-        return [_replaced(x, rest, value, name) if i == head else x for i, x in enumerate(data)]
-    if data is not None and not isinstance(data, dict):
-        raise InputError(Problem(f"--set {name}", f"'{head}' would go inside a plain value"))
-    fields = dict(data or {})
-    fields[str(head)] = _replaced(fields.get(str(head)), rest, value, name)
-    return fields

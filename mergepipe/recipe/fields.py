@@ -6,10 +6,20 @@ checked against the method in `mergepipe.recipe.settings`.
 
 from __future__ import annotations
 
+import copy
+import re
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+)
 
 from mergepipe.errors import Problems, did_you_mean, printable
 from mergepipe.recipe.document import Document, FieldPath
@@ -24,8 +34,10 @@ __all__ = [
     "RuleFields",
     "StageFields",
     "as_path",
-    "report",
+    "read_fields",
 ]
+
+_SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)\s*(?:([KMGT])(i?))?B?", re.IGNORECASE | re.ASCII)
 
 
 class Fields(BaseModel):
@@ -50,13 +62,38 @@ def _as_list(value: object) -> object:
 
 
 def _as_mapping(value: object) -> object:
-    if isinstance(value, list) and all(isinstance(label, str) for label in value):
-        return dict.fromkeys(value)
+    if not isinstance(value, list) or not all(isinstance(label, str) for label in value):
+        return value
+    twice = [label for at, label in enumerate(value) if label in value[:at]]
+    if twice:
+        raise ValueError(f"'{twice[0]}' is listed twice: list it once and give it more weight")
+    return dict.fromkeys(value)
+
+
+def _as_whole(value: object) -> object:
+    """Let 1 through, but neither `true` nor 1.0, which equal it."""
+    if type(value) is not int:
+        raise ValueError("must be 1, a whole number")
+    return value
+
+
+def _as_bytes(value: object) -> object:
+    """Read a size: `5GB` is 5·10⁹ bytes, `5GiB` 5·2³⁰."""
+    match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is not None:
+        number, unit, binary = match.groups()
+        power = " KMGT".index(unit.upper()) if unit else 0
+        value = int(Decimal(number) * (1024 if binary else 1000) ** power)
+    if type(value) is not int or value < 1:
+        raise ValueError("not a size: write bytes, or a number with KB, MB, GB, TB, as in 5GB")
     return value
 
 
 Label: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=100)]
 Text: TypeAlias = Annotated[str, Field(min_length=1)]
+Size: TypeAlias = Annotated[
+    int, BeforeValidator(_as_bytes), WithJsonSchema({"type": ["integer", "string"]})
+]
 DTypeName: TypeAlias = Literal["bfloat16", "float16", "float32"]
 
 
@@ -106,31 +143,80 @@ class OutputFields(Fields):
 
     path: Text | None = Field(None, description="a folder; `--out` overrides it")
     dtype: DTypeName | None = Field(None, description="default: as in the base, tensor by tensor")
-    max_shard_size: int | str = Field("5GB", description="bytes, or a number with KB, MB, GB, TB")
+    max_shard_size: Size = Field(
+        5_000_000_000, description="bytes, or a number with KB, MB, GB, TB; default: 5GB"
+    )
     config: Label | None = Field(None, description="whose config.json; default: the base's")
 
 
 class RecipeFields(Fields):
     """A recipe: the models, the merge or the stages, and what to do with the result."""
 
-    mergepipe: Literal[1] = Field(description="version of the recipe language")
+    mergepipe: Annotated[Literal[1], BeforeValidator(_as_whole)] = Field(
+        description="version of the recipe language"
+    )
     models: Annotated[
         dict[Label, Annotated[ModelFields, BeforeValidator(as_path)]], Field(min_length=1)
     ]
     merge: MergeFields | None = None
     stages: dict[Label, StageFields] | None = Field(None, min_length=1)
-    seed: int = Field(0, ge=0, description="for methods that draw random numbers")
+    seed: int = Field(0, ge=0, lt=2**63, description="for methods that draw random numbers")
     tokenizer: Label | None = Field(None, description="whose tokenizer files; default: the base's")
     chat_template: Label | None = Field(None, description="whose chat template; default: as above")
     evaluate: list[EvaluateFields] = []
     output: OutputFields = Field(default_factory=OutputFields.model_construct)
 
 
-def report(error: ValidationError, document: Document, root: FieldPath, problems: Problems) -> None:
+def read_fields(document: Document, problems: Problems) -> tuple[RecipeFields | None, bool]:
+    """Give the fields of a recipe, and whether that is all of it.
+
+    Faults go to `problems`; the parts that have none are given, so that they can be checked too.
+    """
+    try:
+        return RecipeFields.model_validate(document.data), True
+    except ValidationError as error:
+        _report(error, document, problems)
+        rest = _without_faults(document.data, error)
+    try:
+        return RecipeFields.model_validate(rest), False
+    except ValidationError:
+        return None, False
+
+
+def _without_faults(data: Any, error: ValidationError) -> Any:
+    """Leave out the parts of a recipe that have faults: a model, a stage, `where`, a field."""
+    if not isinstance(data, dict):
+        return data
+    rest = copy.deepcopy(data)
+    for item in error.errors():
+        _drop(rest, _part(item["loc"]))
+    rest["mergepipe"] = 1
+    rest["models"] = rest.get("models") or {"unknown": "."}
+    return rest
+
+
+def _part(path: FieldPath) -> FieldPath:
+    if path[0] == "stages":
+        return path[:4] if path[3:4] == ("where",) else path[:2]
+    return path[:2] if path[0] == "models" or path[:2] == ("merge", "where") else path[:1]
+
+
+def _drop(data: Any, path: FieldPath) -> None:
+    """Delete the field at `path` if it is there, and a mapping that this leaves empty."""
+    key, rest = path[0], path[1:]
+    if not isinstance(data, dict) or key not in data:
+        return
+    if rest:
+        _drop(data[key], rest)
+    if not rest or not data[key] or not isinstance(data[key], dict):
+        del data[key]
+
+
+def _report(error: ValidationError, document: Document, problems: Problems) -> None:
     """Turn pydantic's errors into problems with a line, the field, and what to write."""
     for item in error.errors(include_url=False):
         # A key that is wrong itself (a label) is reported as [..., key, "[key]"].
-        path = (*root, *(part for part in item["loc"] if part != "[key]"))
+        path = tuple(part for part in item["loc"] if part != "[key]")
         problems.add(document.where(path), *_explain(item, path))
 
 
@@ -140,9 +226,13 @@ def _explain(item: Any, path: FieldPath) -> tuple[str, str]:
         return f"unknown field{did_you_mean(str(path[-1]), _known(path))}", ""
     if kind == "missing":
         return "required, but missing", ""
-    if kind == "too_short":
+    if kind == "too_short" or value in ([], ""):
         return "empty: give at least one", ""
-    message = item["msg"].replace("Input should be", "must be")
+    message = {
+        "dict_type": "must be a mapping (`name: value`)",
+        "model_type": "must be a mapping (`name: value`)",
+        "string_pattern_mismatch": "a name has letters, digits, '_', '.' and '-' only",
+    }.get(kind, item["msg"].replace("Input should be", "must be").replace("Value error, ", ""))
     return f"{message}, got {_shown(value)}", ""
 
 

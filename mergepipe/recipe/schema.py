@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from mergepipe.method import Method, Parameters, load_method, method_names
 from mergepipe.recipe.fields import RecipeFields
 
 __all__ = ["json_schema"]
-
-_NUMBERS = ("number", "integer")
 
 
 def json_schema() -> dict[str, Any]:
@@ -18,15 +17,35 @@ def json_schema() -> dict[str, Any]:
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "mergepipe recipe"
     definitions = schema["$defs"]
-    methods = [load_method(name) for name in method_names()]
-    definitions["MergeFields"]["properties"]["method"] = {
+    _shorten(definitions)
+    merge, rule = definitions["MergeFields"], definitions["RuleFields"]
+    merge["properties"]["method"] = {
         "enum": list(method_names()),
         "description": "how to merge; `mergepipe methods` lists them",
     }
-    definitions["MergeFields"]["allOf"] = [_when(method) for method in methods]
+    rule["properties"]["method"] = {
+        "enum": list(method_names()),
+        "description": "another method for these tensors",
+    }
+    merge["allOf"] = [_when(load_method(name)) for name in method_names()]
+    # `additionalProperties` does not see the properties that `allOf` brings.
+    del merge["additionalProperties"]
+    merge["unevaluatedProperties"] = False
+    return schema
+
+
+def _shorten(definitions: dict[str, Any]) -> None:
+    """Allow the short forms: a model as its path, models as their names, one glob."""
     shorthand = {"type": "string", "description": "a folder, or org/name@revision"}
     definitions["ModelFields"] = {"anyOf": [shorthand, definitions["ModelFields"]]}
-    return schema
+    merge, rule = definitions["MergeFields"]["properties"], definitions["RuleFields"]["properties"]
+    names = {"type": "array", "items": {"type": "string"}, "minItems": 1, "uniqueItems": True}
+    merge["models"] = {"anyOf": [merge["models"], names]}
+    glob = rule["tensors"]["items"]
+    rule["tensors"] = {
+        "description": rule["tensors"]["description"],
+        "anyOf": [glob, {"type": "array", "items": glob, "minItems": 1}],
+    }
 
 
 def _when(method: Method[Any, Any]) -> dict[str, Any]:
@@ -50,13 +69,13 @@ def _when(method: Method[Any, Any]) -> dict[str, Any]:
 
 
 def _properties(parameters: type[Parameters]) -> dict[str, Any]:
-    fields = parameters.model_json_schema().get("properties", {})
+    fields: Mapping[str, Any] = parameters.model_json_schema().get("properties", {})
     return {name: _or_gradient(field) for name, field in fields.items()}
 
 
 def _or_gradient(field: dict[str, Any]) -> dict[str, Any]:
     """A number may also be a list of numbers: anchors of a gradient over depth."""
-    if field.get("type") not in _NUMBERS:
+    if field.get("type") != "number":
         return field
     outer: dict[str, Any] = {
         key: field[key] for key in ("description", "default", "title") if key in field

@@ -14,13 +14,19 @@ from mergepipe.recipe.document import Document, FieldPath
 __all__ = ["Scalar", "Setting", "Settings", "at_depth", "check_settings", "field_names"]
 
 Scalar: TypeAlias = float | int | bool | str
-Setting: TypeAlias = Scalar | tuple[Scalar, ...]
+Setting: TypeAlias = Scalar | tuple[float, ...]
 Settings: TypeAlias = Mapping[str, Setting]
 
 
 def field_names(parameters: type[Parameters]) -> tuple[str, ...]:
     """Give the names a recipe uses for the fields of `parameters` (`lambda`, not `lambda_`)."""
     return tuple(field.alias or name for name, field in parameters.model_fields.items())
+
+
+def _smooth_names(parameters: type[Parameters]) -> tuple[str, ...]:
+    """Give the fields that may be gradients: numbers, not words, counts or switches."""
+    fields = parameters.model_fields.items()
+    return tuple(field.alias or name for name, field in fields if field.annotation is float)
 
 
 def check_settings(
@@ -36,14 +42,18 @@ def check_settings(
     """
     document, path = place
     known = field_names(parameters)
+    smooth = _smooth_names(parameters)
     settings: dict[str, Setting] = {}
     for name, value in values.items():
         where = document.where((*path, name))
         if name not in known:
             problems.add(where, f"{owner} has no parameter '{name}'{did_you_mean(name, known)}")
             continue
-        if value == []:
+        if isinstance(value, list) and not value:
             problems.add(where, "an empty list: a gradient needs at least one value")
+            continue
+        if isinstance(value, list) and name not in smooth:
+            problems.add(where, f"{owner} takes one value for '{name}', not a list")
             continue
         faults = [
             fault
@@ -78,8 +88,7 @@ def _shown(value: object) -> str:
 def at_depth(setting: Setting, depth: float) -> Scalar:
     """Give the value of a setting at relative depth 0 (first layer) to 1 (last).
 
-    A gradient of n values has equally spaced anchors and is linear between them; words and bools
-    take the value of the anchor at or before the depth.
+    A gradient of n values has equally spaced anchors and is linear between them.
 
     >>> at_depth((0.0, 1.0, 0.0), 0.25)
     0.5
@@ -90,6 +99,7 @@ def at_depth(setting: Setting, depth: float) -> Scalar:
     low = min(int(position), len(setting) - 1)
     high = min(low + 1, len(setting) - 1)
     a, b, share = setting[low], setting[high], position - low
-    if isinstance(a, bool | str) or isinstance(b, bool | str) or share == 0:
+    if share == 0:
         return a
-    return (1 - share) * a + share * b
+    # Rounding must not carry a value past an anchor: a density of 1 is the most there is.
+    return min(max((1 - share) * a + share * b, min(a, b)), max(a, b))

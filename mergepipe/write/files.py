@@ -1,18 +1,19 @@
 """What a checkpoint holds beside its weights: configuration, tokenizer, chat template.
 
-Files are copied byte for byte. Only `config.json` is rewritten, for the dtype, and what names
-someone's disk or carries a credential is left out.
+Files are copied byte for byte: a tokenizer that is loaded and saved again may be another one.
+Only `config.json` is rewritten, for the dtype and without what names someone's disk or carries a
+credential, and `tokenizer_config.json` where the chat template is another model's.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mergepipe.errors import Problems, has_secret
+from mergepipe.errors import InputError, Problem, Problems, has_secret
 
 __all__ = ["CHAT_TEMPLATES", "TOKENIZER_FILES", "write_companions"]
 
@@ -28,6 +29,7 @@ TOKENIZER_FILES = (
     "merges.txt",
     "vocab.txt",
     "spiece.model",
+    "sentencepiece.model",
     "sentencepiece.bpe.model",
     "source.spm",
     "target.spm",
@@ -38,6 +40,10 @@ _BASE_FILES = (
     "processor_config.json",
     "video_preprocessor_config.json",
 )
+_TEMPLATE_FOLDER = "additional_chat_templates"
+# Of sentence encoders; `modules.json` lists the folders of further modules.
+_MODULES = "modules.json"
+_ENCODER_FILES = (_MODULES, "config_sentence_transformers.json", "sentence_bert_config.json")
 
 
 def write_companions(
@@ -52,55 +58,110 @@ def write_companions(
     """Write configuration from `config`'s folder, tokenizer and chat template from theirs.
 
     `dtype` is the torch name that `config.json` shall give, None to leave what it says.
+
+    Raises
+    ------
+    InputError
+        if a file that must be understood is not JSON.
+
     """
-    settings = json.loads((config / "config.json").read_bytes())
-    text = json.dumps(_public(settings, dtype, problems), indent=2, ensure_ascii=False)
-    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+    settings = _read(config / "config.json")
+    _write(folder / "config.json", _public(settings, dtype, problems))
     _copy(config, folder, _BASE_FILES)
-    _copy_code(settings, config, folder, problems)
-    _copy(tokenizer, folder, TOKENIZER_FILES)
-    if not (tokenizer / "tokenizer_config.json").exists() and not any(
-        (folder / name).exists() for name in TOKENIZER_FILES
-    ):
-        problems.warn(tokenizer.name, "has no tokenizer files; the result has none either")
-    _copy(chat_template, folder, CHAT_TEMPLATES)
-    if chat_template != tokenizer:
-        _move_template(chat_template, folder)
+    _copy_code(config, "config.json", settings, folder, problems)
+    _copy_modules(config, folder, problems)
+    _copy_tokenizer(tokenizer, folder, problems)
+    if chat_template == tokenizer:
+        _copy_templates(tokenizer, folder)
+    else:
+        _move_template(chat_template, folder, problems)
 
 
-def _copy(source: Path, folder: Path, names: tuple[str, ...]) -> None:
-    for name in names:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+def _read(file: Path) -> dict[str, Any]:
+    """Read a JSON object; {} if there is no such file."""
+    value = _parse(file) if file.is_file() else {}
+    return value if isinstance(value, dict) else {}
 
 
-def _copy_code(settings: Mapping[str, Any], config: Path, folder: Path, problems: Problems) -> None:
-    """Copy the modules of a model that brings its own code, so that the result loads as it did."""
+def _parse(file: Path) -> Any:
+    try:
+        return json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        where = f"{file.parent.name}/{file.name}"
+        raise InputError(Problem(where, f"not JSON: {error}", "fetch the file again")) from error
+
+
+def _write(file: Path, settings: Mapping[str, Any]) -> None:
+    text = json.dumps(settings, indent=2, ensure_ascii=False)
+    file.write_text(text + "\n", encoding="utf-8")
+
+
+def _copy(source: Path, folder: Path, names: Iterable[str]) -> int:
+    """Copy those of the named files that exist, and count them."""
+    found = [name for name in names if (source / name).is_file()]
+    for name in found:
+        shutil.copyfile(source / name, folder / name)
+    return len(found)
+
+
+def _copy_code(
+    source: Path, file: str, settings: Mapping[str, Any], folder: Path, problems: Problems
+) -> None:
+    """Copy the modules that a configuration names, so that the result loads as its source did."""
     if "auto_map" not in settings:
         return
-    names = tuple(path.name for path in sorted(config.glob("*.py")) if path.is_file())
-    _copy(config, folder, names)
+    _copy(source, folder, (path.name for path in sorted(source.glob("*.py"))))
     problems.warn(
-        "config.json",
+        file,
         "names custom code (auto_map): it was copied, not run; "
         "whoever loads the result decides on trust_remote_code",
     )
 
 
-def _move_template(source: Path, folder: Path) -> None:
-    """Use the chat template of another model's tokenizer_config.json than the tokenizer's."""
-    own = folder / "tokenizer_config.json"
-    if own.exists():
-        settings = json.loads(own.read_bytes())
-        if settings.pop("chat_template", None) is not None:
-            own.write_text(
-                json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-            )
-    theirs = source / "tokenizer_config.json"
-    if not (folder / "chat_template.jinja").exists() and theirs.is_file():
-        template = json.loads(theirs.read_bytes()).get("chat_template")
-        if isinstance(template, str):
-            (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+def _copy_modules(source: Path, folder: Path, problems: Problems) -> None:
+    """Copy a sentence encoder's list of modules and their folders (pooling, normalisation)."""
+    if not (source / _MODULES).is_file():
+        return
+    listed = _parse(source / _MODULES)
+    names = [one.get("path", "") for one in listed if isinstance(one, dict)]
+    parts = [source / name for name in names if isinstance(name, str) and name == Path(name).name]
+    for part in parts:
+        if part != source and part.is_dir():
+            shutil.copytree(part, folder / part.name)
+            if any(part.glob("*.safetensors")) or any(part.glob("*.bin")):
+                problems.warn(_MODULES, f"the weights in {part.name} were copied, not merged")
+    _copy(source, folder, _ENCODER_FILES)
+
+
+def _copy_tokenizer(source: Path, folder: Path, problems: Problems) -> None:
+    names = (*TOKENIZER_FILES, *sorted(path.name for path in source.glob("*.tiktoken")))
+    if not _copy(source, folder, names):
+        problems.warn(source.name, "has no tokenizer files; the result has none either")
+    settings = _read(source / "tokenizer_config.json")
+    _copy_code(source, "tokenizer_config.json", settings, folder, problems)
+
+
+def _copy_templates(source: Path, folder: Path) -> int:
+    """Copy the chat templates that are files of their own, and count them."""
+    if (source / _TEMPLATE_FOLDER).is_dir():
+        shutil.copytree(source / _TEMPLATE_FOLDER, folder / _TEMPLATE_FOLDER)
+    return _copy(source, folder, CHAT_TEMPLATES)
+
+
+def _move_template(source: Path, folder: Path, problems: Problems) -> None:
+    """Use the chat template of `source`, wherever it keeps it, and not the tokenizer's."""
+    name = "tokenizer_config.json"
+    settings, theirs = _read(folder / name), _read(source / name).get("chat_template")
+    had = settings.pop("chat_template", None) is not None
+    if not _copy_templates(source, folder):  # which loaders prefer
+        if isinstance(theirs, str):
+            (folder / CHAT_TEMPLATES[0]).write_text(theirs, encoding="utf-8")
+        elif theirs:
+            settings["chat_template"] = theirs  # several, by name
+        else:
+            problems.warn(source.name, "has no chat template; the result has none either")
+    if had or "chat_template" in settings:
+        _write(folder / name, settings)
 
 
 def _public(settings: Mapping[str, Any], dtype: str | None, problems: Problems) -> dict[str, Any]:
@@ -109,17 +170,17 @@ def _public(settings: Mapping[str, Any], dtype: str | None, problems: Problems) 
     for name, value in settings.items():
         if has_secret(json.dumps(value)):
             problems.warn("config.json", f"'{name}' looks like a credential and was left out")
-        elif name != "_name_or_path":
+        else:
             kept[name] = value
-    if dtype is None:
-        return kept
-    return {"dtype": dtype, **_with_dtype(kept, dtype)}
+    return {**({"dtype": dtype} if dtype else {}), **_rewritten(kept, dtype)}
 
 
-def _with_dtype(settings: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+def _rewritten(settings: Mapping[str, Any], dtype: str | None) -> dict[str, Any]:
     """Set every dtype in a configuration, also those of its parts (text_config, ...)."""
     found = {}
     for name, value in settings.items():
-        inner = _with_dtype(value, dtype) if isinstance(value, dict) else value
-        found[name] = dtype if name in ("dtype", "torch_dtype") else inner
+        if name == "_name_or_path":
+            continue
+        inner = _rewritten(value, dtype) if isinstance(value, dict) else value
+        found[name] = dtype if dtype and name in ("dtype", "torch_dtype") else inner
     return found

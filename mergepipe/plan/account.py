@@ -1,0 +1,88 @@
+"""What the plan does with the inputs as a whole: tensors left out, words that would be mixed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+
+from mergepipe.checkpoint import Checkpoint, embedding_name
+from mergepipe.errors import Problems
+from mergepipe.plan.align import Alignment, head_name, is_buffer, place_of, shown_names
+from mergepipe.plan.steps import Dropped, Step
+from mergepipe.tokenizer import check_tokenizers
+
+__all__ = ["account", "check_words"]
+
+_QUIET = ("tied", "buffer", "not used")
+
+
+def account(
+    donor: Checkpoint,
+    models: Mapping[str, Alignment],
+    steps: Iterable[Step],
+    problems: Problems,
+) -> tuple[Dropped, ...]:
+    """Account for every input tensor that no step uses; warn of those that should be missed."""
+    used = {(one.label, one.name) for step in steps for one in step.all_inputs}
+    planned = {step.name for step in steps}
+    dropped = []
+    for label, model in models.items():
+        back = {other: name for name, other in model.names.items()}
+        for name in model.checkpoint.tensors:
+            if (label, name) not in used:
+                reason = _why_dropped(donor, model, name, is_planned=back.get(name) in planned)
+                dropped.append(Dropped(label, name, reason))
+    by_reason: dict[tuple[str, str], list[str]] = {}
+    for one in dropped:
+        if not one.reason.startswith(_QUIET):
+            by_reason.setdefault((one.label, one.reason), []).append(one.name)
+    for (label, reason), names in by_reason.items():
+        what = f"{len(names)} tensors dropped: {reason}: {shown_names(names)}"
+        problems.warn(place_of(models[label].checkpoint), what)
+    return tuple(dropped)
+
+
+def _why_dropped(donor: Checkpoint, model: Alignment, name: str, *, is_planned: bool) -> str:
+    if name in model.copies:
+        return f"tied to {model.copies[name]}"
+    if is_planned:
+        return "not used: another model's is taken, or the method does not read it"
+    if is_buffer(name) or not model.checkpoint.tensors[name].is_float:
+        return "buffer, not a parameter"
+    if ".lora_" in name or ".lora." in name:
+        return "an adapter that was not merged into the weights"
+    if name == head_name((name,)):
+        return (
+            f"{donor.label} ties its head to the embedding; to keep this one, `take` it "
+            "and name this model in `output.config`"
+        )
+    return f"{donor.label} has no such tensor"
+
+
+def check_words(donor: Checkpoint, steps: Iterable[Step], problems: Problems) -> None:
+    """Hold the vocabularies of models whose rows of words are merged against the donor's."""
+    embedding = embedding_name(donor.tensors)
+    if embedding is None:
+        return
+    mixed = {
+        one.label: one.checkpoint
+        for step in steps
+        if step.method is not None and step.name in (embedding, head_name((step.name,)))
+        for one in step.inputs
+        if one.checkpoint is not donor
+    }
+    for one in (donor, *mixed.values()):
+        _check_settings(one, problems)
+    rows = donor.tensors[embedding].shape[0]
+    check_tokenizers(donor, tuple(mixed.values()), rows, problems)
+
+
+def _check_settings(model: Checkpoint, problems: Problems) -> None:
+    """Find a broken tokenizer_config.json now rather than when the merge is written."""
+    file = model.folder / "tokenizer_config.json"
+    try:
+        if file.is_file():
+            json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        where = f"{place_of(model)}/{file.name}"
+        problems.add(where, f"not valid JSON: {error}", "fetch the file again")

@@ -1,0 +1,255 @@
+"""The merges of a recipe: labels, methods, parameters and rules resolved; stages put in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from mergepipe.errors import Problems, did_you_mean
+from mergepipe.method import Method, load_method, method_names
+from mergepipe.recipe.document import Document, FieldPath
+from mergepipe.recipe.fields import MergeFields, RecipeFields, RuleFields
+from mergepipe.recipe.settings import Settings, check_settings, field_names
+from mergepipe.recipe.spec import MergeSpec, Rule
+
+__all__ = ["MergeReader"]
+
+# In a `where` rule a label stands beside these. `base` does not stand there, and is a good label.
+_FIELDS = (*RuleFields.model_fields, *MergeFields.model_fields)
+_TAKEN = frozenset(_FIELDS) - {"base"}
+
+
+class MergeReader:
+    """Resolves the names of one recipe's merges; holds what every step of that needs.
+
+    `whole` is False where parts of the recipe were left out for their faults.
+    """
+
+    def __init__(
+        self, document: Document, problems: Problems, fields: RecipeFields, *, whole: bool
+    ) -> None:
+        self.document, self.problems, self.whole = document, problems, whole
+        self.labels = _keys(document.data, "models")
+        self.stages: dict[str, tuple[FieldPath, MergeFields]] = {}
+        if fields.merge is not None:
+            self.stages["merge"] = (("merge",), fields.merge)
+        for name, stage in (fields.stages or {}).items():
+            self.stages[name] = (("stages", name, "merge"), stage.merge)
+
+    def check_label(self, label: str | None, path: FieldPath, extra: Iterable[str] = ()) -> None:
+        """Add a problem if `label` is no model, nor one of `extra`."""
+        known = (*self.labels, *extra)
+        if label is not None and label not in known and self.labels:
+            self.problems.add(
+                self.document.where(path), f"unknown model '{label}'{did_you_mean(label, known)}"
+            )
+
+    def merges(self) -> dict[str, MergeSpec]:
+        """Give the merges by stage, in order of execution."""
+        data = self.document.data
+        if sum(data.get(field) is not None for field in ("merge", "stages")) != 1:
+            self.problems.add(self.document.where(()), "give exactly one of `merge:` and `stages:`")
+        for label in self.labels:
+            self._check_free(label, ("models", label))
+        for name in _keys(data, "stages"):
+            self._check_free(name, ("stages", name))
+            if name in self.labels:
+                self.problems.add(
+                    self.document.where(("stages", name)),
+                    "a model has this name",
+                    "rename the stage",
+                )
+        specs = {name: self._merge(path, f) for name, (path, f) in self.stages.items()}
+        return self._ordered(specs) if self.whole else specs
+
+    def _check_free(self, label: str, path: FieldPath) -> None:
+        if label in _TAKEN:
+            self.problems.add(
+                self.document.where(path),
+                f"'{label}' is a field of merges and their rules, so no model can be called that",
+                "choose another label",
+            )
+
+    def _ordered(self, specs: dict[str, MergeSpec]) -> dict[str, MergeSpec]:
+        """Put stages after those they use; the last one written is the result."""
+        done: dict[str, MergeSpec] = {}
+        waiting = dict(specs)
+        while waiting:
+            ready = [name for name, spec in waiting.items() if not _uses(spec) & set(waiting)]
+            if not ready:
+                self.problems.add(
+                    self.document.where(("stages",)),
+                    f"a cycle: {' uses '.join(_cycle(waiting))}",
+                )
+                return done
+            for name in ready:
+                done[name] = waiting.pop(name)
+        if not specs:
+            return {}
+        *before, result = specs
+        used = set().union(*map(_uses, specs.values()))
+        for name in before:
+            if name not in used:
+                self.problems.add(
+                    self.document.where(("stages", name)), "no later stage uses this one"
+                )
+        done[result] = done.pop(result)
+        return done
+
+    def _merge(self, path: FieldPath, fields: MergeFields) -> MergeSpec:
+        stages = _keys(self.document.data, "stages")
+        for label in fields.models:
+            self.check_label(label, (*path, "models", label), stages)
+        self.check_label(fields.base, (*path, "base"), stages)
+        method = self._method(fields.method, (*path, "method"))
+        each: dict[str, Settings] = {label: {} for label in fields.models}
+        shared: Settings = {}
+        if method is not None:
+            shared = self._shared(fields.model_extra or {}, method, path)
+            for label, values in fields.models.items():
+                each[label] = self._each(values, method, (*path, "models", label))
+            self._check_models(method, fields, path)
+        return MergeSpec(
+            place=self.document.where(path),
+            method=fields.method,
+            base=fields.base,
+            models=tuple(fields.models),
+            each=each,
+            shared=shared,
+            rules=tuple(
+                self._rule(rule, fields, (*path, "where", i)) for i, rule in enumerate(fields.where)
+            ),
+        )
+
+    def _method(self, name: str, path: FieldPath) -> Method[Any, Any] | None:
+        if name in method_names():
+            return load_method(name)
+        self.problems.add(
+            self.document.where(path),
+            f"unknown method '{name}'{did_you_mean(name, method_names())}",
+        )
+        return None
+
+    def _shared(
+        self, values: Mapping[str, Any], method: Method[Any, Any], path: FieldPath
+    ) -> Settings:
+        own = [name for name in values if name in field_names(method.each)]
+        for name in own:
+            self.problems.add(
+                self.document.where((*path, name)),
+                f"'{name}' is given per model in {method.name}",
+                f"write it under each model: `models: {{label: {{{name}: ...}}}}`",
+            )
+        rest = {name: value for name, value in values.items() if name not in own}
+        return check_settings(
+            rest, method.shared, method.name, (self.document, path), self.problems
+        )
+
+    def _each(self, values: object, method: Method[Any, Any], path: FieldPath) -> Settings:
+        if values is None:
+            return {}
+        if not isinstance(values, dict):
+            self.problems.add(
+                self.document.where(path), "give parameters by name, as in `{weight: 0.5}`"
+            )
+            return {}
+        return check_settings(
+            values, method.each, method.name, (self.document, path), self.problems
+        )
+
+    def _check_models(self, method: Method[Any, Any], fields: MergeFields, path: FieldPath) -> None:
+        for label in fields.models:
+            if label in field_names(method.shared):
+                self.problems.add(
+                    self.document.where((*path, "models", label)),
+                    f"'{label}' is a parameter of {method.name}, so no model can be called that",
+                    "choose another label",
+                )
+        if method.needs_base and fields.base is None:
+            self.problems.add(
+                self.document.where(path),
+                f"{method.name} needs a base model",
+                "add `base: <label>`, the model that the others were fine-tuned from",
+            )
+        where = self.document.where((*path, "models"))
+        if method.needs_base and fields.base in fields.models:
+            self.problems.add(where, f"'{fields.base}' is the base of {method.name}: list it once")
+        wrong = _wrong_number(method, tuple(fields.models))
+        if wrong:
+            self.problems.add(where, wrong)
+
+    def _rule(self, fields: RuleFields, merge: MergeFields, path: FieldPath) -> Rule:
+        self.check_label(fields.take, (*path, "take"), _keys(self.document.data, "stages"))
+        if fields.take is not None and (fields.method is not None or fields.model_extra):
+            self.problems.add(
+                self.document.where(path), "`take` copies a tensor: no method or parameters with it"
+            )
+        method: Method[Any, Any] | None = None
+        if fields.method is not None:
+            method = self._method(fields.method, (*path, "method"))
+        elif merge.method in method_names():
+            method = load_method(merge.method)
+        each: dict[str, Settings] = {}
+        shared: Settings = {}
+        if method is not None and fields.take is None:
+            each, shared = self._rule_settings(fields, method, merge, path)
+            if fields.method is not None:
+                self._check_models(method, merge, path)
+        return Rule(
+            place=self.document.where(path),
+            globs=tuple(fields.tensors),
+            method=fields.method,
+            take=fields.take,
+            each=each,
+            shared=shared,
+        )
+
+    def _rule_settings(
+        self, fields: RuleFields, method: Method[Any, Any], merge: MergeFields, path: FieldPath
+    ) -> tuple[dict[str, Settings], Settings]:
+        """Tell a rule's settings of models from those of the merge."""
+        each: dict[str, Settings] = {}
+        rest = {}
+        for name, value in (fields.model_extra or {}).items():
+            if name in merge.models:
+                each[name] = self._each(value, method, (*path, name))
+            elif isinstance(value, dict):
+                self.problems.add(
+                    self.document.where((*path, name)),
+                    f"the merge has no model '{name}'{did_you_mean(name, merge.models)}",
+                )
+            else:
+                rest[name] = value
+        return each, self._shared(rest, method, path)
+
+
+def _keys(data: Any, field: str) -> tuple[str, ...]:
+    """Labels as the recipe gives them, also of parts with faults."""
+    return tuple(data[field]) if isinstance(data.get(field), dict) else ()
+
+
+def _uses(spec: MergeSpec) -> set[str]:
+    taken = {rule.take for rule in spec.rules if rule.take is not None}
+    return {*spec.models, *taken} | ({spec.base} if spec.base else set())
+
+
+def _cycle(waiting: Mapping[str, MergeSpec]) -> list[str]:
+    """Follow stages that all wait for another until one comes again."""
+    path = list(waiting)[:1]
+    while path.index(path[-1]) == len(path) - 1:
+        path.append(next(name for name in waiting if name in _uses(waiting[path[-1]])))
+    return path[path.index(path[-1]) :]
+
+
+def _wrong_number(method: Method[Any, Any], labels: tuple[str, ...]) -> str | None:
+    """Say that a method takes another number of models than these."""
+    (fewest, most), count = method.models, len(labels)
+    if count >= fewest and (most is None or count <= most):
+        return None
+    total = most + method.needs_base if most is not None else None
+    takes = f"at least {fewest}" if total is None else f"exactly {total}"
+    base = " (the base and one other)" if method.needs_base and most == 1 else ""
+    return (
+        f"{method.name} takes {takes} models{base}; got {count + method.needs_base} "
+        f"({', '.join(labels)}{' and the base' * method.needs_base})"
+    )

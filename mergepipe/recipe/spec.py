@@ -1,0 +1,83 @@
+"""What a recipe says, once every name is resolved and every parameter checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mergepipe.checkpoint import ModelSource
+from mergepipe.recipe.settings import Settings
+
+__all__ = ["EvaluationSpec", "MergeSpec", "OutputSpec", "Recipe", "Rule"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A `where` rule: which tensors, and how they differ from the rest of the merge."""
+
+    place: str  # where it stands: `recipe.yaml:9:7`
+    globs: tuple[str, ...]
+    method: str | None
+    take: str | None
+    each: Mapping[str, Settings]
+    shared: Settings
+
+
+@dataclass(frozen=True, slots=True)
+class MergeSpec:
+    """One merge: a method over labelled models (or earlier stages)."""
+
+    place: str
+    method: str
+    base: str | None
+    models: tuple[str, ...]
+    each: Mapping[str, Settings]
+    shared: Settings
+    rules: tuple[Rule, ...]
+
+    @property
+    def donor(self) -> str:
+        """Whose configuration and tensor names the result has: the base's, or the first's."""
+        return self.base or self.models[0]
+
+
+@dataclass(frozen=True, slots=True)
+class OutputSpec:
+    """Where the checkpoint goes, and how it is stored."""
+
+    path: Path | None
+    dtype: str | None
+    max_shard_bytes: int
+    config: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationSpec:
+    """An entry of `evaluate:`, still to be checked by its evaluator."""
+
+    place: str
+    use: str
+    name: str
+    parameters: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A whole recipe. `merges` are in order of execution; the last one is the result."""
+
+    file: Path
+    sources: Mapping[str, ModelSource]
+    merges: Mapping[str, MergeSpec]  # stage name -> merge; a one-stage recipe names it "merge"
+    seed: int
+    tokenizer: str | None
+    chat_template: str | None
+    evaluations: tuple[EvaluationSpec, ...]
+    output: OutputSpec
+    data: Any = field(repr=False, default=None)
+
+    @property
+    def result(self) -> str:
+        """The name of the last stage."""
+        return tuple(self.merges)[-1]

@@ -1,0 +1,165 @@
+"""Models whose ids mean different words are not averaged row by row."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import edit_json, llama, write_json
+
+from mergepipe.errors import InputError
+from mergepipe.pipeline import Prepared, prepare
+
+WORDS = [f"word{n}" for n in range(317)]
+
+
+def tokenizer(
+    words: list[str] = WORDS, added: tuple[str, ...] = ("<s>", "</s>", "<pad>"), kind: str = "BPE"
+) -> dict[str, Any]:
+    """A tokenizer.json of `words`, then `added` tokens."""
+    tokens = [
+        {"id": len(words) + n, "content": token, "special": True} for n, token in enumerate(added)
+    ]
+    return {"added_tokens": tokens, "model": {"type": kind, "vocab": vocabulary(words)}}
+
+
+def vocabulary(words: list[str]) -> dict[str, int]:
+    return {word: n for n, word in enumerate(words)}
+
+
+@pytest.fixture
+def models(tmp_path) -> Path:
+    """A base and an expert with the same vocabulary, and a recipe that averages them."""
+    for seed, name in enumerate(("base", "expert")):
+        write_json(llama(tmp_path / name, seed=seed) / "tokenizer.json", tokenizer())
+    return tmp_path
+
+
+def plan(folder: Path, *rules: dict[str, Any]) -> Prepared:
+    merge = {"method": "linear", "models": {"base": {}, "expert": {}}, "where": list(rules)}
+    recipe = {"mergepipe": 1, "models": {"base": "./base", "expert": "./expert"}, "merge": merge}
+    return prepare(write_json(folder / "recipe.yaml", recipe))
+
+
+def refused(folder: Path, *rules: dict[str, Any]) -> str:
+    with pytest.raises(InputError) as caught:
+        plan(folder, *rules)
+    return str(caught.value)
+
+
+def said(folder: Path) -> str:
+    return "\n".join(plan(folder).warnings)
+
+
+def test_the_same_vocabulary_needs_no_word(models):
+    assert "token" not in said(models)
+
+
+def test_the_same_vocabulary_written_otherwise_needs_no_word(models):
+    write_json(models / "expert" / "tokenizer.json", tokenizer() | {"version": "1.0"})
+    assert "token" not in said(models)
+
+
+def test_models_without_tokenizer_json_are_passed_over(models):
+    (models / "expert" / "tokenizer.json").unlink()
+    assert "token" not in said(models)
+    (models / "base" / "tokenizer.json").unlink()
+    assert "tokenizer differs" not in said(models)
+
+
+def test_shuffled_ids_are_refused_with_their_number(models):
+    shuffled = [*reversed(WORDS[:123]), *WORDS[123:]]
+    write_json(models / "expert" / "tokenizer.json", tokenizer(shuffled))
+    message = refused(models)
+    # The middle one of 123 stays where it was.
+    assert "expert/tokenizer.json: tokenizer differs from base's: 122 of 320 tokens" in message
+    assert "0 is word0, here word122" in message
+    assert "would mix words" in message
+
+
+def test_taking_embedding_and_head_from_one_model_is_a_decision(models):
+    write_json(models / "expert" / "tokenizer.json", tokenizer(WORDS[::-1]))
+    names = ["model.embed_tokens.weight", "lm_head.weight"]
+    assert plan(models, {"tensors": names, "take": "base"}).plans
+    assert "tokenizer differs" in refused(models, {"tensors": names[:1], "take": "base"})
+
+
+def test_more_added_tokens_are_warned_of(models):
+    write_json(models / "expert" / "tokenizer.json", tokenizer(added=("<s>", "</s>")))
+    assert "1 tokens of base are missing: <pad>" in said(models)
+    write_json(models / "base" / "tokenizer.json", tokenizer(added=("<s>",)))
+    assert "1 tokens that base lacks: </s>" in said(models)
+
+
+def test_a_reserved_token_with_a_new_name_is_warned_of(models):
+    write_json(models / "expert" / "tokenizer.json", tokenizer(added=("<s>", "</s>", "<|im_end|>")))
+    assert "1 tokens have another name than in base: <|im_end|>" in said(models)
+
+
+def test_added_tokens_that_changed_places_are_refused(models):
+    write_json(models / "expert" / "tokenizer.json", tokenizer(added=("</s>", "<s>", "<pad>")))
+    assert "2 of 320 tokens have another id" in refused(models)
+
+
+def test_another_kind_of_tokenizer_is_warned_of(models):
+    write_json(models / "expert" / "tokenizer.json", tokenizer(kind="WordLevel"))
+    assert "is a WordLevel tokenizer, base's is BPE" in said(models)
+
+
+def test_unigram_vocabularies_are_lists_in_the_order_of_ids(models):
+    for name, words in (("base", WORDS), ("expert", WORDS[::-1])):
+        listed = {"type": "Unigram", "vocab": [[word, -1.0] for word in words]}
+        write_json(models / name / "tokenizer.json", {"model": listed})
+    assert "316 of 317 tokens have another id" in refused(models)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{ not json", "not valid JSON"),
+        (json.dumps(tokenizer())[:999], "not valid JSON"),
+        ("{}", "holds no vocabulary"),
+        ("[]", "holds no vocabulary"),
+        ('{"model": {"vocab": {"a": "b"}}}', "holds no vocabulary"),
+        (json.dumps(tokenizer([*WORDS, *"abcdefgh"])), "320 rows"),
+        (
+            json.dumps({"model": {"vocab": {"a": 300, "b": 300}}}),
+            "two tokens share id 300: a and b",
+        ),
+        (json.dumps({"model": {"vocab": {"a": 99999}}}), "up to id 99999"),
+    ],
+)
+def test_a_broken_tokenizer_is_a_fault_of_its_file(models, text, words):
+    (models / "expert" / "tokenizer.json").write_text(text, encoding="utf-8")
+    message = refused(models)
+    assert message.startswith("expert/tokenizer.json: ")
+    assert words in message
+
+
+def test_one_token_more_than_rows_is_met_with_in_real_models(models):
+    write_json(
+        models / "expert" / "tokenizer.json", tokenizer(added=("<s>", "</s>", "<pad>", "<i>"))
+    )
+    assert "1 tokens that base lacks: <i>" in said(models)
+
+
+def test_a_broken_tokenizer_config_is_found_before_the_merge(models):
+    (models / "expert" / "tokenizer_config.json").write_text("{", encoding="utf-8")
+    assert refused(models).startswith("expert/tokenizer_config.json: not valid JSON")
+
+
+def test_two_large_vocabularies_are_compared_in_half_a_second(tmp_path):
+    words = [f"token{n}" for n in range(150_000)]
+    for name in ("base", "expert"):
+        edit_json(llama(tmp_path / name, vocab=150_003, hidden=8) / "config.json")
+        write_json(tmp_path / name / "tokenizer.json", tokenizer(words))
+    began = time.process_time()
+    plan(tmp_path)
+    alike = time.process_time() - began
+    write_json(tmp_path / "expert" / "tokenizer.json", tokenizer(words, added=("<s>",)))
+    began = time.process_time()
+    assert "2 tokens of base are missing" in said(tmp_path)
+    assert time.process_time() - began - alike < 1.0
