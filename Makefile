@@ -15,6 +15,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 torture: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --editable ".[slow]"
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.installed-dev

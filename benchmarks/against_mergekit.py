@@ -29,37 +29,68 @@ NATIVE = """\
 mergepipe: 1
 models: {{base: ./base, expert1: ./expert1, expert2: ./expert2}}
 merge:
-{merge}
-output: {{path: ./ours, dtype: float32}}
+{merge}output: {{path: ./ours, dtype: float32}}
 """
+# method: (body of our `merge:`, mergekit's configuration)
 MERGES = {
     "linear": (
-        "  method: linear\n  models: {base: {weight: 1}, expert1: {weight: 2}, expert2: {}}",
-        "models:\n"
-        "  - {model: BASE, parameters: {weight: 1}}\n"
-        "  - {model: EXPERT1, parameters: {weight: 2}}\n"
-        "  - {model: EXPERT2, parameters: {weight: 1}}\n"
-        "merge_method: linear\n",
+        """\
+  method: linear
+  models: {base: {}, expert1: {weight: 2}, expert2: {}}
+""",
+        """\
+models:
+  - {model: BASE, parameters: {weight: 1}}
+  - {model: EXPERT1, parameters: {weight: 2}}
+  - {model: EXPERT2, parameters: {weight: 1}}
+merge_method: linear
+""",
     ),
     "task_arithmetic": (
-        "  method: task_arithmetic\n  base: base\n  lambda: 0.5\n  models: [expert1, expert2]",
-        "models:\n"
-        "  - {model: EXPERT1, parameters: {weight: 1}}\n"
-        "  - {model: EXPERT2, parameters: {weight: 1}}\n"
-        "base_model: BASE\nmerge_method: task_arithmetic\nparameters: {lambda: 0.5}\n",
+        """\
+  method: task_arithmetic
+  base: base
+  lambda: 0.5
+  models: [expert1, expert2]
+""",
+        """\
+models:
+  - {model: EXPERT1, parameters: {weight: 1}}
+  - {model: EXPERT2, parameters: {weight: 1}}
+base_model: BASE
+merge_method: task_arithmetic
+parameters: {lambda: 0.5}
+""",
     ),
     "slerp": (
-        "  method: slerp\n  base: base\n  t: 0.4\n  models: [expert1]",
-        "models: [{model: BASE}, {model: EXPERT1}]\n"
-        "base_model: BASE\nmerge_method: slerp\nparameters: {t: 0.4}\n",
+        """\
+  method: slerp
+  base: base
+  t: 0.4
+  models: [expert1]
+""",
+        """\
+models: [{model: BASE}, {model: EXPERT1}]
+base_model: BASE
+merge_method: slerp
+parameters: {t: 0.4}
+""",
     ),
     "ties": (
-        "  method: ties\n  base: base\n  scope: tensor\n  elect: mergekit\n"
-        "  models: {expert1: {density: 0.5}, expert2: {density: 0.5, weight: 0.7}}",
-        "models:\n"
-        "  - {model: EXPERT1, parameters: {weight: 1, density: 0.5}}\n"
-        "  - {model: EXPERT2, parameters: {weight: 0.7, density: 0.5}}\n"
-        "base_model: BASE\nmerge_method: ties\n",
+        """\
+  method: ties
+  base: base
+  scope: tensor
+  elect: mergekit
+  models: {expert1: {density: 0.5}, expert2: {density: 0.5, weight: 0.7}}
+""",
+        """\
+models:
+  - {model: EXPERT1, parameters: {weight: 1, density: 0.5}}
+  - {model: EXPERT2, parameters: {weight: 0.7, density: 0.5}}
+base_model: BASE
+merge_method: ties
+""",
     ),
 }
 
@@ -83,11 +114,7 @@ def measure(command: list[str], folder: Path) -> Cost:
 
 
 def run_ours(folder: Path, merge: str) -> Cost:
-    (folder / "ours.yaml").write_text(
-        NATIVE.format(merge=merge).replace(", expert2: ./expert2", "")
-        if "slerp" in merge
-        else NATIVE.format(merge=merge)
-    )
+    (folder / "ours.yaml").write_text(NATIVE.format(merge=merge))
     return measure([sys.executable, "-m", "mergepipe", "run", "ours.yaml"], folder)
 
 

@@ -154,7 +154,7 @@ def test_nothing_is_dropped_or_warned_of(family, saved, tmp_path):
     prepared = planned(saved(family), tmp_path)
     assert prepared.warnings == ()
     copies = [step for step in prepared.plans[-1].steps if step.method is None]
-    assert all(step.reason == "I64 buffer" for step in copies)
+    assert all("buffer" in step.reason for step in copies)
     assert bool(copies) == (family.name == "resnet")
     assert {one.name for one in prepared.plans[-1].dropped} == {step.name for step in copies}
 

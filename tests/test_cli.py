@@ -244,10 +244,10 @@ def test_another_run_in_the_same_folder_exits_with_3(recipe, capsys):
 
 def test_ctrl_c_exits_with_130_and_leaves_nothing(recipe):
     code = (
-        "import os, signal, sys\nfrom mergepipe import pipeline\nfrom mergepipe.cli import main\n"
-        "made = pipeline._execute\n"
+        "import os, signal, sys\nfrom mergepipe.pipeline import merging\nfrom mergepipe.cli import main\n"
+        "made = merging.execute_plan\n"
         "def execute(*given):\n    made(*given)\n    os.kill(os.getpid(), signal.SIGINT)\n"
-        "pipeline._execute = execute\n"
+        "merging.execute_plan = execute\n"
         f"sys.argv = ['mergepipe', 'run', {str(recipe)!r}]\nmain()"
     )
     before = listing(recipe.parent)

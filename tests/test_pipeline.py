@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 from checkpoints import llama, random_tensors, write_json, write_safetensors
-from merges import SHAPES, TASKS, planned, run, small, tensors, write_models
+from merges import SHAPES, TASKS, planned, run, tensors, write_models
 
 from mergepipe.errors import InputError
 from mergepipe.pipeline import evaluate_result, merge, prepare
@@ -21,7 +21,7 @@ def models(tmp_path):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A hub cache that holds `me/base`, in one revision called `main`."""
+    """Make a hub cache that holds `me/base`, in one revision called `main`."""
     cache = tmp_path / "cache"
     repository = cache / "models--me--base"
     commit = "0123456789abcdef0123456789abcdef01234567"
@@ -30,7 +30,6 @@ def hub(tmp_path, monkeypatch):
     llama(repository / "snapshots" / commit)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    return cache
 
 
 def recipe(folder, **fields):
@@ -41,20 +40,23 @@ def recipe(folder, **fields):
 ONE = {"method": "passthrough", "models": ["model"]}
 
 
+@pytest.mark.usefixtures("hub")
 @pytest.mark.parametrize("name", ["me/base", "me/base@main"])
-def test_a_hub_model_is_read_from_the_hubs_cache(hub, tmp_path, name):
+def test_a_hub_model_is_read_from_the_hubs_cache(tmp_path, name):
     file = recipe(tmp_path, models={"model": name}, merge=ONE)
     prepared = prepare(file, out=tmp_path / "out", local_files_only=True)
     assert len(tensors(merge(prepared).folder)) == len(prepared.plans[0].steps) == 21
 
 
-def test_a_plan_of_a_hub_model_that_is_not_cached_says_what_fetches_it(hub, tmp_path):
+@pytest.mark.usefixtures("hub")
+def test_a_plan_of_a_hub_model_that_is_not_cached_says_what_fetches_it(tmp_path):
     file = recipe(tmp_path, models={"model": "me/other"}, merge=ONE)
     with pytest.raises(InputError, match=r"no local folder 'me/other'.*cache.*`mergepipe run`"):
         prepare(file, local_files_only=True)
 
 
-def test_a_folder_that_exists_wins_over_a_hub_name(hub, tmp_path):
+@pytest.mark.usefixtures("hub")
+def test_a_folder_that_exists_wins_over_a_hub_name(tmp_path):
     llama(tmp_path / "me" / "base", layers=3)
     file = recipe(tmp_path, models={"model": "me/base"}, merge=ONE)
     assert len(prepare(file).plans[0].steps) == 30

@@ -38,9 +38,10 @@ def models(tmp_path) -> Path:
     return tmp_path
 
 
-def plan(folder: Path, *rules: dict[str, Any]) -> Prepared:
+def plan(folder: Path, *rules: dict[str, Any], **rest: Any) -> Prepared:
     merge = {"method": "linear", "models": {"base": {}, "expert": {}}, "where": list(rules)}
-    recipe = {"mergepipe": 1, "models": {"base": "./base", "expert": "./expert"}, "merge": merge}
+    models = {"base": "./base", "expert": "./expert"}
+    recipe = {"mergepipe": 1, "models": models, "merge": merge, **rest}
     return prepare(write_json(folder / "recipe.yaml", recipe))
 
 
@@ -85,6 +86,19 @@ def test_taking_embedding_and_head_from_one_model_is_a_decision(models):
     names = ["model.embed_tokens.weight", "lm_head.weight"]
     assert plan(models, {"tensors": names, "take": "base"}).plans
     assert "tokenizer differs" in refused(models, {"tensors": names[:1], "take": "base"})
+
+
+def test_rows_of_one_model_with_the_tokenizer_of_another_are_refused(models):
+    write_json(models / "expert" / "tokenizer.json", tokenizer(WORDS[::-1]))
+    rule = {"tensors": ["model.embed_tokens.weight", "lm_head.weight"], "take": "expert"}
+    assert "expert/tokenizer.json: tokenizer differs from base's" in refused(models, rule)
+    assert plan(models, rule, tokenizer="expert").plans
+
+
+def test_the_tokenizer_that_the_recipe_chooses_is_what_counts(models):
+    write_json(models / "expert" / "tokenizer.json", tokenizer(added=("<s>", "</s>")))
+    warnings = "\n".join(plan(models, tokenizer="expert").warnings)
+    assert "base/tokenizer.json: 1 tokens that expert lacks: <pad>" in warnings
 
 
 def test_more_added_tokens_are_warned_of(models):

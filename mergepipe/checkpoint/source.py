@@ -8,7 +8,7 @@ from pathlib import Path
 from mergepipe.checkpoint.files import Place, why_unreadable
 from mergepipe.errors import Problems
 
-_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "tokenizer*"]
+_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.spm", "*.tiktoken", "*.py", "tokenizer*"]
 _SAFETENSORS = [*_FILES, "*.safetensors"]
 _PICKLES = [*_FILES, "pytorch_model*.bin", "adapter_model.bin"]
 # Subfolders hold the same weights in other formats; `consolidated` is Mistral's copy.

@@ -59,22 +59,18 @@ def _why_dropped(donor: Checkpoint, model: Alignment, name: str, *, is_planned: 
     return f"{donor.label} has no such tensor"
 
 
-def check_words(donor: Checkpoint, steps: Iterable[Step], problems: Problems) -> None:
-    """Hold the vocabularies of models whose rows of words are merged against the donor's."""
-    embedding = embedding_name(donor.tensors)
+def check_words(tokenizer: Checkpoint, steps: Iterable[Step], problems: Problems) -> None:
+    """Hold the vocabularies of all whose rows of words enter the result against its tokenizer."""
+    held = {step.name: step for step in steps}
+    embedding = embedding_name({name: step.all_inputs[0].stored for name, step in held.items()})
     if embedding is None:
         return
-    mixed = {
-        one.label: one.checkpoint
-        for step in steps
-        if step.method is not None and step.name in (embedding, head_name((step.name,)))
-        for one in step.inputs
-        if one.checkpoint is not donor
-    }
-    for one in (donor, *mixed.values()):
+    words = [held[name] for name in dict.fromkeys((embedding, head_name(held) or embedding))]
+    sources = {one.label: one.checkpoint for step in words for one in step.all_inputs}
+    others = tuple(one for one in sources.values() if one is not tokenizer)
+    for one in (tokenizer, *others):
         _check_settings(one, problems)
-    rows = donor.tensors[embedding].shape[0]
-    check_tokenizers(donor, tuple(mixed.values()), rows, problems)
+    check_tokenizers(tokenizer, others, held[embedding].shape[0], problems)
 
 
 def _check_settings(model: Checkpoint, problems: Problems) -> None:

@@ -8,23 +8,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-from pydantic import ValidationError
 
 from mergepipe.checkpoint import DTYPES, Checkpoint, Stored, layer_of
 from mergepipe.errors import Problems, printable
-from mergepipe.method import Method, Parameters, load_method
+from mergepipe.method import load_method
 from mergepipe.plan.account import account, check_words
 from mergepipe.plan.align import Alignment, align, is_buffer, place_of, shown_names
 from mergepipe.plan.layout import Layout, arrange
 from mergepipe.plan.steps import Dropped, Input, Step
-from mergepipe.recipe import MergeSpec, Rule, at_depth
+from mergepipe.plan.values import Values
+from mergepipe.recipe import MergeSpec, Rule
 
 __all__ = ["Plan", "make_plan"]
 
 _OUTPUT_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
-_EMBEDDING = re.compile(r"(embed|wte|wpe|shared\.weight)")
 
 
 @dataclass(frozen=True)
@@ -88,19 +85,21 @@ def make_plan(
     seed: int = 0,
     dtype: str | None = None,
     like: Checkpoint | None = None,
+    tokenizer: Checkpoint | None = None,
     max_shard_bytes: int = 5_000_000_000,
 ) -> Plan | None:
     """Plan one merge, or add every reason why not to `problems`.
 
     `checkpoints` holds the models by label; `dtype` is that of all float outputs (default: as in
-    `like`, tensor by tensor, which defaults to the donor).
+    `like`, tensor by tensor, which defaults to the donor), and `tokenizer` the model whose
+    tokenizer the result shall have (default: the donor).
     """
     planner = _Planner(spec, checkpoints, problems, dtype)
     planner.like = like or planner.donor
     if not planner.usable:
         return None
     steps = planner.steps()
-    check_words(planner.donor, steps, problems)
+    check_words(tokenizer or planner.donor, steps, problems)
     dropped = account(planner.donor, planner.models, steps, problems)
     layout = arrange([(s.name, s.dtype, s.shape) for s in steps], max_shard_bytes)
     return Plan(name, spec, seed, planner.donor, steps, dropped, layout)
@@ -135,10 +134,9 @@ class _Planner:
         ]
         self.fitted = [0] * len(spec.rules)
         self.shadowed = [0] * len(spec.rules)
-        self.stacks = _stack_lengths(self.donor)
+        self.values = Values(spec, self.donor, problems)
         self.missing: dict[str, list[str]] = {label: [] for label in self.models}
         self.mismatched: dict[str, list[str]] = {label: [] for label in self.models}
-        self.resolved: dict[object, tuple[tuple[Parameters, ...], Parameters]] = {}
 
     def steps(self) -> tuple[Step, ...]:
         """Decide every output tensor, in the donor's order; tensors only taken come last."""
@@ -177,8 +175,8 @@ class _Planner:
         inputs = self._inputs(name, stored)
         if len(inputs) < method.models[0]:
             return self._copy(name, self.donor.label, name, "only the base has it", fit)
-        depth = self._depth(name)
-        each, shared = self._parameters(method, fit, tuple(one.label for one in inputs), depth)
+        depth = self.values.depth(name)
+        each, shared = self.values.at(method, fit, tuple(one.label for one in inputs), depth)
         return Step(
             name=name,
             dtype=self._output_dtype(stored),
@@ -250,7 +248,7 @@ class _Planner:
             each=(),
             shared=None,
             rule=fit,
-            depth=self._depth(name),
+            depth=self.values.depth(name),
             reason=reason,
         )
 
@@ -274,45 +272,6 @@ class _Planner:
             return stored.dtype
         native = self.like.tensors.get(stored.name, stored).dtype
         return self.dtype or ("BF16" if native.startswith("F8") else native)
-
-    def _depth(self, name: str) -> float:
-        """Relative depth: 0 for the first layer and what is before it, 1 for the last and after."""
-        found = layer_of(name)
-        if found is not None:
-            last = self.stacks.get(found[0], 1) - 1
-            return found[1] / last if last > 0 else 0.0
-        return 0.0 if _EMBEDDING.search(name) else 1.0
-
-    def _parameters(
-        self, method: Method[Any, Any], fit: int | None, labels: tuple[str, ...], depth: float
-    ) -> tuple[tuple[Parameters, ...], Parameters]:
-        """Work out the values of all parameters at this depth; equal ones are shared objects."""
-        key = (method.name, fit, labels, depth)
-        if key not in self.resolved:
-            self.resolved[key] = self._resolve(method, fit, labels, depth)
-        return self.resolved[key]
-
-    def _resolve(
-        self, method: Method[Any, Any], fit: int | None, labels: tuple[str, ...], depth: float
-    ) -> tuple[tuple[Parameters, ...], Parameters]:
-        rule = None if fit is None else self.spec.rules[fit]
-        place = self.spec.place if rule is None else rule.place
-        try:
-            each = tuple(
-                _build(method.each, depth, self.spec.each[label], rule and rule.each.get(label))
-                for label in labels
-            )
-            shared = _build(method.shared, depth, self.spec.shared, rule and rule.shared)
-            method.check(each, shared)
-        except ValidationError as error:
-            for item in error.errors():
-                name = ".".join(map(str, item["loc"]))
-                self.problems.add(place, f"{method.name}: {name}: {item['msg']}")
-        except ValueError as error:
-            self.problems.add(place, f"{method.name}: weight: {error}")
-        else:
-            return each, shared
-        return tuple(method.each.model_construct() for _ in labels), method.shared.model_construct()
 
     def _report(self) -> None:
         """Turn what the tensors lacked into one problem a model and one a rule."""
@@ -345,21 +304,3 @@ class _Planner:
         model = self.models[label]
         used = set(model.names.values())
         return [name for name in model.checkpoint.tensors if name not in used]
-
-
-def _build(parameters: type[Parameters], depth: float, general: Any, special: Any) -> Parameters:
-    """Build parameters from the merge's settings and a rule's, which win."""
-    known = {field.alias or name for name, field in parameters.model_fields.items()}
-    settings = {**general, **(special or {})}
-    return parameters(
-        **{name: at_depth(value, depth) for name, value in settings.items() if name in known}
-    )
-
-
-def _stack_lengths(checkpoint: Checkpoint) -> dict[str, int]:
-    lengths: dict[str, int] = {}
-    for name in checkpoint.tensors:
-        found = layer_of(name)
-        if found is not None:
-            lengths[found[0]] = max(lengths.get(found[0], 0), found[1] + 1)
-    return lengths

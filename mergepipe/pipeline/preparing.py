@@ -1,0 +1,180 @@
+"""Recipe -> everything known before a weight is read: models opened, stages planned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mergepipe.checkpoint import Checkpoint, open_checkpoint
+from mergepipe.errors import InputError, Problem, Problems
+from mergepipe.evaluate import Evaluation, parse_evaluation
+from mergepipe.execute import default_threads
+from mergepipe.plan import Plan, make_plan
+from mergepipe.recipe import (
+    EvaluationSpec,
+    MergeSpec,
+    Recipe,
+    override,
+    parse,
+    parse_evaluations,
+    parse_models,
+    read_document,
+)
+
+__all__ = ["Prepared", "prepare", "stage_folder"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A recipe that can be run: its models are there, and every tensor has a place."""
+
+    recipe: Recipe
+    checkpoints: Mapping[str, Checkpoint]
+    plans: tuple[Plan, ...]  # one a stage, in order; the last one is the result
+    evaluations: tuple[Evaluation, ...]
+    target: Path | None
+    threads: int
+    warnings: tuple[str, ...] = field(default=())
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes of disk needed: the result, and stages before it while it is made."""
+        return sum(plan.bytes_written for plan in self.plans)
+
+    @property
+    def peak_bytes(self) -> int:
+        """Memory needed beside the interpreter and libraries, about."""
+        return max(plan.peak_bytes(self.threads) for plan in self.plans)
+
+
+def prepare(
+    file: Path,
+    *,
+    settings: Sequence[str] = (),
+    out: Path | None = None,
+    threads: int | None = None,
+    local_files_only: bool = False,
+) -> Prepared:
+    """Read a recipe and the headers of its models, and plan everything.
+
+    `settings` are `field=value` overrides. No weight is read and nothing is written.
+
+    Raises
+    ------
+    InputError
+        with every fault of the recipe, configurations, indexes and headers at once.
+
+    """
+    problems = Problems()
+    document = override(read_document(file), settings)
+    recipe = parse(document, problems)
+    sources = recipe.sources if recipe is not None else parse_models(document)
+    specs = recipe.evaluations if recipe is not None else parse_evaluations(document)
+    opened = {
+        label: open_checkpoint(source, problems, local_files_only=local_files_only)
+        for label, source in sources.items()
+    }
+    evaluations = _evaluations(specs, document.folder, problems)
+    problems.raise_any()
+    assert recipe is not None, "a recipe without problems"
+    checkpoints = {label: found for label, found in opened.items() if found is not None}
+    target = _named(out or recipe.output.path)
+    plans = _plans(recipe, checkpoints, stage_folder(target), problems)
+    problems.raise_any()
+    if target is not None:
+        _check_apart(target, checkpoints)
+    return Prepared(
+        recipe=recipe,
+        checkpoints=checkpoints,
+        plans=plans,
+        evaluations=evaluations,
+        target=target,
+        threads=threads or default_threads(),
+        warnings=tuple(problems.warnings),
+    )
+
+
+def _evaluations(
+    specs: Sequence[EvaluationSpec], folder: Path, problems: Problems
+) -> tuple[Evaluation, ...]:
+    found = (
+        parse_evaluation(
+            spec.use,
+            spec.parameters,
+            name=spec.name,
+            base_dir=folder,
+            where=spec.place,
+            problems=problems,
+        )
+        for spec in specs
+    )
+    return tuple(one for one in found if one is not None)
+
+
+def _named(target: Path | None) -> Path | None:
+    """Give the target with a name of its own, where it is said as `.` or `..`."""
+    if target is None or target.name not in {"", ".."}:
+        return target
+    found = target.resolve()
+    if not found.name:
+        raise InputError(Problem(str(target), "cannot be the output", "give a folder inside it"))
+    return found
+
+
+def stage_folder(target: Path | None) -> Path:
+    """Where the results of stages before the last are kept while the last one is made."""
+    return Path("stages") if target is None else target.with_name(f".{target.name}.stages")
+
+
+def _plans(
+    recipe: Recipe, checkpoints: Mapping[str, Checkpoint], stages: Path, problems: Problems
+) -> tuple[Plan, ...]:
+    """Plan the stages in order; a later one sees an earlier one's planned output as a model.
+
+    Stages before the last are stored as fp32, so that values are rounded once.
+    """
+    known = dict(checkpoints)
+    plans = []
+    for name, spec in recipe.merges.items():
+        last = name == recipe.result
+        plan = make_plan(
+            name,
+            spec,
+            known,
+            problems,
+            seed=recipe.seed,
+            dtype=recipe.output.dtype if last else "float32",
+            like=_origin(recipe, spec, checkpoints),
+            tokenizer=known.get(recipe.tokenizer or "") if last else None,
+            max_shard_bytes=recipe.output.max_shard_bytes,
+        )
+        if plan is None:
+            break
+        known[name] = plan.as_checkpoint(stages / name)
+        plans.append(plan)
+    return tuple(plans)
+
+
+def _origin(
+    recipe: Recipe, spec: MergeSpec, checkpoints: Mapping[str, Checkpoint]
+) -> Checkpoint | None:
+    """Follow a merge's donor back through stages to the model that it comes from."""
+    while spec.donor in recipe.merges:
+        spec = recipe.merges[spec.donor]
+    return checkpoints.get(spec.donor)
+
+
+def _check_apart(target: Path, checkpoints: Mapping[str, Checkpoint]) -> None:
+    """Refuse an output that is an input, or lies in one, or has one inside."""
+    ours = target.resolve()
+    for label, checkpoint in checkpoints.items():
+        theirs = checkpoint.folder.resolve()
+        if ours == theirs or ours in theirs.parents or theirs in ours.parents:
+            raise InputError(
+                Problem(
+                    str(target),
+                    f"the output and the model '{label}' share a folder",
+                    "write the output elsewhere",
+                )
+            )

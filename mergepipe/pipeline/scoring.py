@@ -1,0 +1,67 @@
+"""The models of a recipe and its result, asked one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from mergepipe.checkpoint import Checkpoint
+from mergepipe.errors import Problems
+from mergepipe.evaluate import ScoreRow, score
+from mergepipe.model import Model
+from mergepipe.pipeline.merging import Outcome, execute_plan
+from mergepipe.pipeline.preparing import Prepared
+from mergepipe.plan import make_plan
+from mergepipe.recipe import MergeSpec
+from mergepipe.write import write_companions
+
+__all__ = ["evaluate_result"]
+
+
+def evaluate_result(
+    prepared: Prepared, outcome: Outcome, *, notice: Callable[[str], None]
+) -> tuple[ScoreRow, ...]:
+    """Score every model of the recipe and the result on `evaluate:`, on the CPU in fp32.
+
+    `notice` is told the name of each model as its turn comes.
+    """
+    with TemporaryDirectory(prefix="mergepipe-") as scratch:
+        models = _askable(prepared, outcome, Path(scratch), notice)
+        return score(models, prepared.evaluations)
+
+
+def _askable(
+    prepared: Prepared, outcome: Outcome, scratch: Path, notice: Callable[[str], None]
+) -> Iterator[Model]:
+    """Load the models one after the other; only one is in memory."""
+    from mergepipe.model.load import local_model  # noqa: PLC0415 (transformers is slow to import)
+
+    for label, checkpoint in prepared.checkpoints.items():
+        notice(label)
+        folder = checkpoint.folder
+        if checkpoint.low_rank or checkpoint.source.adapter or checkpoint.source.adapter_hub:
+            folder = _applied(checkpoint, scratch / label, prepared.threads)
+        yield local_model(folder, label)
+    name = prepared.recipe.result
+    notice(name)
+    yield local_model(outcome.folder, "merged" if name == "merge" else name)
+
+
+def _applied(checkpoint: Checkpoint, folder: Path, threads: int) -> Path:
+    """Write a model with its adapter applied, so that it can be loaded."""
+    label, problems = checkpoint.label, Problems()
+    spec = MergeSpec(label, "linear", None, (label,), {label: {}}, {}, ())
+    plan = make_plan(label, spec, {label: checkpoint}, problems)
+    problems.raise_any()
+    assert plan is not None, "a model fits itself"
+    execute_plan(plan, folder, threads, None)
+    write_companions(
+        folder,
+        config=checkpoint.folder,
+        tokenizer=checkpoint.folder,
+        chat_template=checkpoint.folder,
+        dtype=None,
+        problems=problems,
+    )
+    return folder
