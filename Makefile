@@ -30,8 +30,11 @@ docs: $(VENV)/.installed-dev
 
 check: lint types docs test
 
+# 12 GB of disk in BENCH, and some minutes for mergekit.
+BENCH ?= /tmp/mergepipe-bench
 bench: $(VENV)/.installed-dev
-	$(BIN)/python benchmarks/merge.py
+	$(BIN)/python benchmarks/synthetic.py $(BENCH) --size 1b --experts 2
+	$(BIN)/python benchmarks/against_mergekit.py $(BENCH)
 
 clean:
 	rm -rf demo dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -117,7 +117,7 @@ def test_a_tokenizers_own_code_is_copied_and_said(models):
 
 
 def test_the_modules_of_a_sentence_encoder_are_copied(models):
-    paths = ["", "1_Pooling", "2_Normalize", "../chat"]
+    paths = ["", "..", ["x"], "1_Pooling", "2_Normalize", "../chat"]
     write_json(models / "base" / "modules.json", [{"path": path} for path in paths])
     (models / "base" / "1_Pooling").mkdir()
     write_json(models / "base" / "1_Pooling" / "config.json", {"pooling_mode_mean_tokens": True})

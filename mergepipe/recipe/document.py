@@ -210,17 +210,18 @@ class _Builder:
             if key_node.tag == _TAG + "merge":
                 continue
             key = str(key_node.value) if isinstance(key_node, yaml.ScalarNode) else None
+            inner: FieldPath = (*path, str(key))
             if key is None:
                 self.problems.add(self._place(key_node), "a key must be a word")
             elif key in own:
                 self.problems.add(
-                    f"{self._place(key_node)}: {'.'.join(map(str, (*path, key)))}",
+                    f"{self._place(key_node)}: {'.'.join(map(str, inner))}",
                     "duplicate key: it is given twice",
                     "keep one",
                 )
             else:
-                self.lines[(*path, key)] = _mark(key_node)
-                own[key] = self.build(value_node, (*path, key))
+                self.lines[inner] = _mark(key_node)
+                own[key] = self.build(value_node, inner)
         return {**merged, **own}
 
     def _merge_sources(

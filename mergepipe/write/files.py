@@ -123,13 +123,11 @@ def _copy_modules(source: Path, folder: Path, problems: Problems) -> None:
     if not (source / _MODULES).is_file():
         return
     listed = _parse(source / _MODULES)
-    names = [one.get("path", "") for one in listed if isinstance(one, dict)]
-    parts = [source / name for name in names if isinstance(name, str) and name == Path(name).name]
-    for part in parts:
-        if part != source and part.is_dir():
-            shutil.copytree(part, folder / part.name)
-            if any(part.glob("*.safetensors")) or any(part.glob("*.bin")):
-                problems.warn(_MODULES, f"the weights in {part.name} were copied, not merged")
+    names = [one.get("path") for one in listed if isinstance(one, dict)]
+    for part in sorted(path for path in source.iterdir() if path.is_dir() and path.name in names):
+        shutil.copytree(part, folder / part.name)
+        if any(part.glob("*.safetensors")) or any(part.glob("*.bin")):
+            problems.warn(_MODULES, f"the weights in {part.name} were copied, not merged")
     _copy(source, folder, _ENCODER_FILES)
 
 
