@@ -10,7 +10,7 @@ from merges import tensors
 from torch.testing import assert_close
 
 QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart"
-EXPERTS = ("english", "german", "python", "arithmetic")
+EXPERTS = ("german", "python", "arithmetic")
 MODELS = {label: QUICKSTART / label for label in ("base", *EXPERTS)}
 FP32 = {"dtype": "float32"}
 
