@@ -280,8 +280,7 @@ def test_a_reader_that_goes_away_is_no_error_of_ours(recipe):
 # Methods, schema, init
 
 
-def test_methods_lists_all_methods_with_their_first_line(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+def test_methods_lists_all_methods_with_their_first_line(capsys):
     said = command(capsys, "methods")
     assert (said.status, said.err) == (0, "")
     for name in method_names():
@@ -290,8 +289,7 @@ def test_methods_lists_all_methods_with_their_first_line(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("name", method_names())
-def test_the_page_of_a_method_has_its_formula_and_parameters(name, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+def test_the_page_of_a_method_has_its_formula_and_parameters(name, capsys):
     said = command(capsys, "methods", name)
     method = load_method(name)
     assert (said.status, said.err) == (0, "")

@@ -32,11 +32,13 @@ def test_ties_differs_from_mergekit_only_where_magnitudes_are_equal_at_the_thres
     native = {"base": "base", "scope": "tensor", "elect": "mergekit"}
     ours = by_us(MODELS, tmp_path, "ties", each, FP32, **native)
     models = {label: tensors(folder) for label, folder in MODELS.items()}
+    compared = 0
     for name, merged in ours.items():
         deltas = [models[label][name].float() - models["base"][name].float() for label in EXPERTS]
         certain = torch.stack([d.abs() != kth_largest(d, 0.5) for d in deltas]).all(dim=0)
-        assert certain.float().mean() > 0.8
         assert_close(merged[certain], theirs[name][certain], rtol=1e-6, atol=1e-7)
+        compared += int(certain.sum())
+    assert compared > 0.9 * sum(merged.numel() for merged in ours.values())
 
 
 def kth_largest(delta, density):
