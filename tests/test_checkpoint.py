@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -24,6 +23,7 @@ from checkpoints import (
 from faulty import local, open_timed
 from hypothesis import given
 from hypothesis import strategies as st
+from material import rxnfp
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -299,9 +299,8 @@ def test_headers_are_checked_without_loading_torch(tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.skipif(find_spec("rxnfp") is None, reason="rxnfp is not installed")
 def test_the_real_pickles_of_rxnfp_are_read_bit_for_bit():
-    root = Path(find_spec("rxnfp").submodule_search_locations[0]) / "models" / "transformers"
-    for folder in ("bert_pretrained", "bert_ft", "bert_ft_10k_25s"):
-        expected = torch.load(root / folder / BIN, map_location="cpu", weights_only=True)
-        assert_same(open_timed(local(root / folder))[0], expected)
+    for name in ("bert_pretrained", "bert_ft", "bert_ft_10k_25s"):
+        folder = rxnfp(name)
+        expected = torch.load(folder / BIN, map_location="cpu", weights_only=True)
+        assert_same(open_timed(local(folder))[0], expected)

@@ -113,6 +113,32 @@ def test_the_result_and_its_inputs_are_scored_side_by_side(models):
     assert len({row.value for row in rows}) == 4
 
 
+def test_a_model_with_an_adapter_is_scored_with_its_adapter_applied(models):
+    write_adapter(models / "lora", "model.layers.0.self_attn.q_proj", 16)
+    for label in ("base", "a", "b"):
+        write_words(models / label)
+    (models / "texts.jsonl").write_text('{"text": "abab"}\n')
+    prepared = planned(
+        models,
+        {"method": "passthrough", "models": ["tuned"]},
+        models={"base": "./base", "tuned": {"path": "./base", "adapter": "./lora"}},
+        evaluate=[{"use": "bits_per_byte", "data": "texts.jsonl"}],
+    )
+    rows = evaluate_result(prepared, merge(prepared), notice=lambda _: None)
+    base, tuned, merged = (row.value for row in rows)
+    assert base != tuned == merged
+
+
+def write_adapter(folder, module, size):
+    """A LoRA adapter of rank 2 on one square matrix."""
+    folder.mkdir()
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 64, "target_modules": ["q_proj"]}
+    write_json(folder / "adapter_config.json", settings)
+    name = f"base_model.model.{module}.lora"
+    factors = random_tensors({f"{name}_A.weight": (2, size), f"{name}_B.weight": (size, 2)})
+    write_safetensors(folder / "adapter_model.safetensors", factors)
+
+
 def write_words(folder):
     """A tokenizer of two letters."""
     words = {"a": 3, "b": 4, "<s>": 1, "<unk>": 0}
