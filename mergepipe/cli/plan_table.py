@@ -81,6 +81,6 @@ def _totals(prepared: Prepared) -> dict[str, str]:
         "output": f"{prepared.target or 'none given'}: {len(last.steps)} tensors, "
         f"{elements:,} parameters, {len(last.layout.shards)} file(s)",
         "reads": f"at most {read}, in up to {passes} pass(es)",
-        "writes": size(prepared.disk_bytes),
+        "disk": f"{size(prepared.disk_bytes)} written",
         "memory": f"about {size(prepared.peak_bytes)} for {prepared.threads} workers",
     }
