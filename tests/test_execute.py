@@ -24,6 +24,7 @@ from merges import (
 )
 from torch.testing import assert_close
 
+from mergepipe.checkpoint import torch_dtype
 from mergepipe.method import BLOCK, apply, load_method, method_names
 from mergepipe.pipeline import merge
 
@@ -246,3 +247,13 @@ def write_bert(folder, tensors, architecture="BertForMaskedLM"):
     config = {"model_type": "bert", "architectures": [architecture]}
     write_json(folder / "config.json", config)
     write_safetensors(folder / "model.safetensors", tensors)
+
+
+@pytest.mark.parametrize("dtype", ["F64", "F32", "F16", "F8_E4M3", "F8_E5M2"])
+def test_every_float_dtype_is_read_exactly_and_kept_but_fp8_which_becomes_bf16(tmp_path, dtype):
+    wide = random_tensors(SHAPES, 0, "F32")
+    stored = torch_dtype(dtype)
+    small(tmp_path / "a", 0, tensors={name: value.to(stored) for name, value in wide.items()})
+    merged = run(tmp_path, {"method": "passthrough", "models": ["a"]}, labels=("a",))
+    kept = torch.bfloat16 if dtype.startswith("F8") else stored
+    assert_same(merged, {name: value.to(stored).to(kept) for name, value in wide.items()})
