@@ -13,7 +13,7 @@ handed to `merge`::
 
     def survey(scope):
         norms = yield squared_norm       # {label: sum over all blocks}
-        return {label: math.sqrt(norms[label]) for label in scope.labels}
+        return {label: math.sqrt(norms[label]) for label in scope.each}
 """
 
 from __future__ import annotations

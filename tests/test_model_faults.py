@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,9 @@ import pytest
 import torch
 from checkpoints import edit_json, llama, random_tensors, write_json, write_safetensors
 from command_line import HUB_TOKEN, Said, assert_clean, command, listing
+from faulty import MOST_SECONDS, Row
 from safetensors.torch import load_file
 
-MOST_SECONDS = 10.0
 BAD = "expert_bad"
 GATE = "model.layers.1.mlp.gate_proj.weight"
 QUERY = "model.layers.0.self_attn.q_proj.weight"
@@ -30,16 +29,6 @@ merge:
   models: {{expert_b: {{weight: 0.5}}, expert_bad: {{weight: 0.5}}}}
 output: {{path: ./merged}}
 """
-
-
-@dataclass(frozen=True)
-class Row:
-    """A way to make an expert that does not fit, and what must then be said."""
-
-    what: str
-    harm: Callable[[Path], Any]
-    names: tuple[str, ...] = ()
-    one_of: tuple[str, ...] = ()
 
 
 def weights(edit: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], Any]:
