@@ -17,17 +17,19 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mergepipe.checkpoint import DTYPES, read_range, read_values, torch_dtype
 from mergepipe.errors import NonFiniteError, Problem
 from mergepipe.method import (
-    BLOCK,
     Block,
     Measure,
     Statistics,
     add_statistics,
+    block_ranges,
     load_method,
     run_survey,
 )
@@ -41,8 +43,18 @@ Progress: TypeAlias = Callable[[int], None]
 class Sink(Protocol):
     """Where merged tensors go: files, or the parameters of a live module."""
 
-    def write(self, step: Step, start: int, values: Tensor) -> None:
-        """Take elements from flat index `start`, 1-D, in the step's dtype. Thread-safe."""
+    def write(self, step: Step, start: int, data: NDArray[np.uint8]) -> None:
+        """Take the bytes of elements from flat index `start` on, in the step's dtype.
+
+        One thread gives all of a step's blocks, in order; steps come from several threads.
+        """
+
+    def finish(self, step: Step, inputs: tuple[str, ...], note: str) -> None:
+        """Know that a step is whole.
+
+        `inputs` are the digests of the bytes of `step.all_inputs`; `note` says what is to be known
+        of the tensor, or is empty.
+        """
 
 
 def default_threads() -> int:
@@ -141,11 +153,17 @@ class _Run:
             merged = method.merge(block, knowledge)
             values = merged.to(torch_dtype(step.dtype))
             _check_result(step, merged, values)
-            self.sink.write(step, block.start, values)
+            self.sink.write(step, block.start, _bytes_of(values))
+        self._finish(step)
+
+    def _finish(self, step: Step) -> None:
+        if not self.stop.is_set():
+            self.sink.finish(step, (), "")
 
     def _blocks(self, step: Step) -> Iterator[Block[Any, Any]]:
         assert step.shared is not None, "a step with a method has parameters"
-        for start, stop in _ranges(step.numel):
+        rows = load_method(_method_name(step)).whole_rows(step.shared)
+        for start, stop in block_ranges(step.numel, step.columns, whole_rows=rows):
             if self.stop.is_set():
                 return
             values = [_read_finite(one, start, stop) for one in step.all_inputs]
@@ -160,13 +178,14 @@ class _Run:
                 each=step.each,
                 shared=step.shared,
                 seed=self.plan.seed,
+                columns=step.columns,
             )
 
     def _copy(self, step: Step) -> None:
         source = step.inputs[0]
         as_stored = source.name not in source.checkpoint.low_rank
         same = as_stored and source.stored.dtype == step.dtype
-        for start, stop in _ranges(step.numel):
+        for start, stop in block_ranges(step.numel, step.columns, whole_rows=False):
             if self.stop.is_set():
                 return
             if same:
@@ -177,17 +196,17 @@ class _Run:
                 values = exact.to(torch_dtype(step.dtype))
                 _check_result(step, exact, values)
             self.progress(_bytes(source, stop - start))
-            self.sink.write(step, start, values)
+            self.sink.write(step, start, _bytes_of(values))
+        self._finish(step)
+
+
+def _bytes_of(values: Tensor) -> NDArray[np.uint8]:
+    return values.contiguous().view(torch.uint8).numpy()
 
 
 def _method_name(step: Step) -> str:
     assert step.method is not None, "only merged tensors are surveyed"
     return step.method
-
-
-def _ranges(numel: int) -> Iterator[tuple[int, int]]:
-    for start in range(0, max(numel, 1), BLOCK):  # a tensor without elements is one empty block
-        yield start, min(start + BLOCK, numel)
 
 
 def _bytes(one: Input, count: int) -> int:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -46,6 +46,7 @@ __all__ = [
     "Survey",
     "add_statistics",
     "apply",
+    "block_ranges",
     "load_method",
     "method_names",
     "run_survey",
@@ -80,6 +81,7 @@ class Block(Generic[EachT, SharedT]):
     each: tuple[EachT, ...]
     shared: SharedT
     seed: int = 0
+    columns: int = 1  # extent of the tensor's last dimension
 
     @property
     def first(self) -> Tensor:
@@ -115,6 +117,11 @@ def _no_sweep(_shared: Any) -> int:
     return 0
 
 
+def _any_cut(_shared: Any) -> bool:
+    """Say that blocks may begin and end anywhere in a row."""
+    return False
+
+
 def _per_tensor(_each: Any, _shared: Any) -> None:
     """Survey every tensor by itself."""
 
@@ -126,7 +133,8 @@ class Method(Generic[EachT, SharedT]):
     `scope(each, shared)`, asked for one model, is None where the survey runs over one tensor, else
     what it depends on: the survey then runs over all tensors for which that is the same.
     `check(each, shared)` raises ValueError for parameters that are wrong only together.
-    `sweeps(shared)` says how often the survey reads the inputs, at most.
+    `sweeps(shared)` says how often the survey reads the inputs, at most. With `whole_rows(shared)`
+    a block holds whole rows: runs along the last dimension; a 1-D tensor is one row.
     """
 
     each: type[EachT]
@@ -138,6 +146,7 @@ class Method(Generic[EachT, SharedT]):
     scope: Callable[[EachT, SharedT], Hashable | None] = _per_tensor
     check: Callable[[Sequence[EachT], SharedT], None] = _accept
     sweeps: Callable[[SharedT], int] = _no_sweep
+    whole_rows: Callable[[SharedT], bool] = _any_cut
     name: str = ""
     doc: str = ""
 
@@ -145,6 +154,15 @@ class Method(Generic[EachT, SharedT]):
     def summary(self) -> str:
         """The first line of the method's page."""
         return self.doc.strip().partition("\n")[0]
+
+
+def block_ranges(
+    numel: int, columns: int, *, whole_rows: bool, block: int = BLOCK
+) -> Iterator[tuple[int, int]]:
+    """Give start and stop of each block of a tensor; one without elements is one empty block."""
+    step = max(block // columns, 1) * columns if whole_rows and columns else block
+    for start in range(0, max(numel, 1), step):
+        yield start, min(start + step, numel)
 
 
 @cache
@@ -233,18 +251,23 @@ def apply(
     flat = [models[label].to(torch.float32).flatten() for label in labels]
     origin = None if base is None else base.to(torch.float32).flatten()
     first = flat[0] if origin is None else origin
+    shape = next(iter(models.values())).shape
+    columns = shape[-1] if shape else 1
     blocks = [
         Block(
             tensor=tensor,
             start=start,
-            base=None if origin is None else origin[start : start + block],
-            models=tuple(model[start : start + block] for model in flat),
+            base=None if origin is None else origin[start:stop],
+            models=tuple(model[start:stop] for model in flat),
             labels=labels,
             each=tuple(chosen.values()),
             shared=common,
             seed=seed,
+            columns=columns,
         )
-        for start in range(0, max(first.numel(), 1), block)
+        for start, stop in block_ranges(
+            first.numel(), columns, whole_rows=method.whole_rows(common), block=block
+        )
     ]
     found = None
     if method.survey is not None:
@@ -253,7 +276,6 @@ def apply(
             method.survey(scope), lambda measure: add_statistics(measure(b) for b in blocks)
         )
     merged = torch.cat([method.merge(part, found) for part in blocks])
-    shape = (base if base is not None else next(iter(models.values()))).shape
     return merged.reshape(shape)
 
 

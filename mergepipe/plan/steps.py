@@ -48,6 +48,11 @@ class Step:
         return math.prod(self.shape)
 
     @property
+    def columns(self) -> int:
+        """Extent of the last dimension; 1 for a scalar."""
+        return self.shape[-1] if self.shape else 1
+
+    @property
     def all_inputs(self) -> tuple[Input, ...]:
         """The base, where the method uses one, then the models."""
         return (self.base, *self.inputs) if self.base is not None else self.inputs

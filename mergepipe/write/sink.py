@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from types import TracebackType
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 from typing_extensions import Self
 
 from mergepipe.checkpoint import DTYPES
@@ -46,14 +46,16 @@ class FileSink:
             raise _fault(self.folder, error) from error
         return self
 
-    def write(self, step: Step, start: int, values: Tensor) -> None:
-        """Write elements of `step` from flat index `start`: 1-D, in the step's dtype."""
+    def write(self, step: Step, start: int, data: NDArray[np.uint8]) -> None:
+        """Write the bytes of elements of `step` from flat index `start` on."""
         shard, offset = self.layout.place[step.name]
-        data = values.contiguous().view(torch.uint8).numpy().data
         try:
-            _write_all(self._files[shard], data, offset + start * DTYPES[step.dtype].itemsize)
+            _write_all(self._files[shard], data.data, offset + start * DTYPES[step.dtype].itemsize)
         except OSError as error:
             raise _fault(self.folder / self.layout.shards[shard].file, error) from error
+
+    def finish(self, step: Step, inputs: tuple[str, ...], note: str) -> None:
+        """Know that a step is whole."""
 
     def __exit__(
         self,
