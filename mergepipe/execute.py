@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -63,9 +63,14 @@ def default_threads() -> int:
 
 
 def execute(
-    plan: Plan, sink: Sink, *, threads: int | None = None, progress: Progress | None = None
+    plan: Plan,
+    sink: Sink,
+    *,
+    done: Collection[str] = (),
+    threads: int | None = None,
+    progress: Progress | None = None,
 ) -> None:
-    """Make every tensor of `plan` and hand it to `sink`.
+    """Make every tensor of `plan` but those already `done`, and hand it to `sink`.
 
     `progress` is called with the number of bytes read since its last call, from any thread.
 
@@ -81,8 +86,8 @@ def execute(
     run = _Run(plan, sink, progress or _silent, threading.Event())
     with _one_torch_thread(), ThreadPoolExecutor(workers, "mergepipe") as pool:
         try:
-            found = run.survey_models(pool)
-            jobs = [pool.submit(run.make, step, found) for step in plan.steps]
+            found = run.survey_models(pool, done)
+            jobs = [pool.submit(run.make, s, found) for s in plan.steps if s.name not in done]
             _finish(jobs)
         except BaseException:
             run.stop.set()
@@ -120,10 +125,12 @@ class _Run:
     progress: Progress
     stop: threading.Event
 
-    def survey_models(self, pool: ThreadPoolExecutor) -> dict[str, Any]:
+    def survey_models(self, pool: ThreadPoolExecutor, done: Collection[str]) -> dict[str, Any]:
         """Run the surveys whose scope is the model; what they found, by tensor."""
         found = {}
         for steps in model_scopes(self.plan.steps):
+            if all(step.name in done for step in steps):
+                continue
             knowledge = self._survey(steps, pool.map)
             found.update({step.name: knowledge for step in steps})
         return found
