@@ -30,10 +30,12 @@ docs: $(VENV)/.installed-dev
 
 check: lint types docs test
 
-# 12 GB of disk in BENCH, and some minutes for mergekit.
+# 16 GB of disk in BENCH, and about two hours, most of them mergekit's.
 BENCH ?= /tmp/mergepipe-bench
 bench: $(VENV)/.installed-dev
-	$(BIN)/python benchmarks/synthetic.py $(BENCH) --size 1b --experts 2
+	test -d $(BENCH)/expert4 || \
+		$(BIN)/python benchmarks/synthetic.py $(BENCH) --size 1b --experts 4
+	$(BIN)/python benchmarks/merge.py $(BENCH) --write
 	$(BIN)/python benchmarks/against_mergekit.py $(BENCH)
 
 clean:

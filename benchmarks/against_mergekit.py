@@ -11,15 +11,12 @@ value, block by block; then they are removed.
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
-import subprocess
 import sys
-import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from contest import Cost, beside_python, measure
 
 from mergepipe.checkpoint import ModelSource, open_checkpoint, read_values
 from mergepipe.errors import Problems
@@ -95,36 +92,21 @@ merge_method: ties
 }
 
 
-@dataclass(frozen=True)
-class Cost:
-    seconds: float
-    cpu_seconds: float
-    peak_bytes: int
-
-
-def measure(command: list[str], folder: Path) -> Cost:
-    started = time.monotonic()
-    with (folder / "log.txt").open("w") as log:
-        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
-        _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        sys.exit(f"{command[0]} failed:\n{(folder / 'log.txt').read_text()[-3000:]}")
-    cpu = usage.ru_utime + usage.ru_stime
-    return Cost(time.monotonic() - started, cpu, usage.ru_maxrss * 1024)
-
-
 def run_ours(folder: Path, merge: str) -> Cost:
-    (folder / "ours.yaml").write_text(NATIVE.format(merge=merge))
-    return measure([sys.executable, "-m", "mergepipe", "run", "ours.yaml"], folder)
+    recipe = folder / "ours.yaml"
+    recipe.write_text(NATIVE.format(merge=merge))
+    command = (sys.executable, "-m", "mergepipe", "run", str(recipe))
+    return measure(command, folder / "log.txt", {})
 
 
 def run_mergekit(folder: Path, config: str) -> Cost:
     for name in ("BASE", "EXPERT1", "EXPERT2"):
         config = config.replace(name, str(folder / name.lower()))
     (folder / "theirs.yml").write_text(config + "dtype: float32\n")
-    program = str(Path(sys.executable).with_name("mergekit-yaml"))
-    options = ["theirs.yml", "theirs", "--no-copy-tokenizer", "--no-write-model-card"]
-    return measure([program, *options], folder)
+    paths = (str(folder / "theirs.yml"), str(folder / "theirs"))
+    options = ("--no-copy-tokenizer", "--no-write-model-card")
+    command = (beside_python("mergekit-yaml"), *paths, *options)
+    return measure(command, folder / "log.txt", {})
 
 
 def differences(ours: Path, theirs: Path) -> tuple[float, float]:

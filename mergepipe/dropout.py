@@ -6,16 +6,20 @@ Yu et al., "Language Models are Super Mario", ICML 2024. https://arxiv.org/abs/2
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from mergepipe.kernels.random import keep_mask, stream_key
+from mergepipe.delta import row_of
+from mergepipe.kernels.fused import Draw
+from mergepipe.kernels.random import keep_limit, keep_mask, stream_key
+from mergepipe.kernels.sums import absolute_sums
 from mergepipe.method import Block, Scope, Statistics, Survey
 
-__all__ = ["Rescale", "drop", "rescale_sweeps", "survey_rescale"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Rescale", "draws", "drop", "rescale_sweeps", "survey_rescale"]
 
 Rescale: TypeAlias = Literal["inverse", "l1", "none"]
 _TINY = 1e-7  # mergekit leaves a tensor alone whose L1 norm is below this
@@ -23,7 +27,7 @@ _TINY = 1e-7  # mergekit leaves a tensor alone whose L1 norm is below this
 
 def _masked(block: Block[Any, Any]) -> tuple[Tensor, ...]:
     return tuple(
-        torch.where(
+        delta.where(
             keep_mask(
                 stream_key(block.seed, label, block.tensor),
                 block.start,
@@ -31,17 +35,29 @@ def _masked(block: Block[Any, Any]) -> tuple[Tensor, ...]:
                 each.density,
                 delta.device,
             ),
-            delta,
             0.0,
         )
         for delta, label, each in zip(block.deltas, block.labels, block.each, strict=True)
     )
 
 
+def draws(block: Block[Any, Any]) -> list[Draw]:
+    """Give the masks of a packed block's models."""
+    return [
+        Draw(stream_key(block.seed, label, block.tensor), keep_limit(each.density))
+        for label, each in zip(block.labels, block.each, strict=True)
+    ]
+
+
 def _l1_norms(block: Block[Any, Any]) -> Statistics:
+    if block.packed is not None:
+        return {
+            label: absolute_sums(block.packed, row_of(block, label), draw, block.start)
+            for label, draw in zip(block.labels, draws(block), strict=True)
+        }
     norms = zip(block.labels, block.deltas, _masked(block), strict=True)
     return {
-        label: np.array([float(x.abs().sum(dtype=torch.float64)) for x in (delta, kept)])
+        label: np.array([float(x.abs().double().sum()) for x in (delta, kept)])
         for label, delta, kept in norms
     }
 

@@ -19,6 +19,7 @@ handed to `merge`::
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,21 +27,24 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
+from typing_extensions import Self
 
 from mergepipe.errors import InputError, Problem, Problems, did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mergepipe.kernels.packed import Out, Packed
+
 __all__ = [
     "BLOCK",
     "Block",
+    "Kernel",
     "Measure",
     "Method",
     "Parameters",
+    "Sampled",
     "Scope",
     "Statistics",
     "Survey",
@@ -48,13 +52,14 @@ __all__ = [
     "apply",
     "block_ranges",
     "load_method",
+    "measure_blocks",
     "method_names",
     "run_survey",
 ]
 
 BLOCK = 1 << 20  # elements; part of the definition of fp64 sums, so changing it changes bytes
 
-Statistics: TypeAlias = Mapping[Hashable, NDArray[Any]]
+Statistics: TypeAlias = Mapping[Hashable, Any]  # values that add up: arrays, numbers, ...
 
 
 class Parameters(BaseModel):
@@ -71,7 +76,11 @@ SharedT = TypeVar("SharedT", bound=Parameters)
 
 @dataclass(frozen=True, slots=True)
 class Block(Generic[EachT, SharedT]):
-    """A run of elements of one tensor, as a method sees it: fp32, flattened."""
+    """A run of elements of one tensor, as a method sees it: fp32, flattened.
+
+    For a method's CPU kernel the run comes as it is stored, in `packed`; `base` and `models` are
+    then empty.
+    """
 
     tensor: str
     start: int  # flat index of the first element
@@ -82,6 +91,16 @@ class Block(Generic[EachT, SharedT]):
     shared: SharedT
     seed: int = 0
     columns: int = 1  # extent of the tensor's last dimension
+    packed: Packed | None = None
+
+    def head(self, count: int) -> Self:
+        """Give the block's first `count` elements."""
+        return replace(
+            self,
+            base=None if self.base is None else self.base[:count],
+            models=tuple(model[:count] for model in self.models),
+            packed=None if self.packed is None else self.packed.head(count),
+        )
 
     @property
     def first(self) -> Tensor:
@@ -96,6 +115,25 @@ class Block(Generic[EachT, SharedT]):
 
 
 Measure: TypeAlias = Callable[[Block[Any, Any]], Statistics]
+Kernel: TypeAlias = "Callable[[Block[Any, Any], Any, Out], None]"
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """A measurement of a share of each block, its first elements, so that little is read."""
+
+    measure: Measure
+    share: float  # in (0, 1]
+
+    def count(self, size: int) -> int:
+        """How many elements of a block of `size` it needs."""
+        return min(size, math.ceil(size * self.share))
+
+    def __call__(self, block: Block[Any, Any]) -> Statistics:
+        """Measure a block that was cut."""
+        return self.measure(block)
+
+
 Survey: TypeAlias = Generator[Measure, Statistics, Any]
 
 
@@ -122,6 +160,11 @@ def _any_cut(_shared: Any) -> bool:
     return False
 
 
+def _always(_shared: Any) -> bool:
+    """Say that the kernel takes all parameters."""
+    return True
+
+
 def _per_tensor(_each: Any, _shared: Any) -> None:
     """Survey every tensor by itself."""
 
@@ -135,6 +178,8 @@ class Method(Generic[EachT, SharedT]):
     `check(each, shared)` raises ValueError for parameters that are wrong only together.
     `sweeps(shared)` says how often the survey reads the inputs, at most. With `whole_rows(shared)`
     a block holds whole rows: runs along the last dimension; a 1-D tensor is one row.
+    `kernel(block, found, out)` is `merge` of a packed block, bit for bit, for those parameters for
+    which there is one (`has_kernel(shared)`); what the survey measures then takes such blocks too.
     """
 
     each: type[EachT]
@@ -147,8 +192,14 @@ class Method(Generic[EachT, SharedT]):
     check: Callable[[Sequence[EachT], SharedT], None] = _accept
     sweeps: Callable[[SharedT], int] = _no_sweep
     whole_rows: Callable[[SharedT], bool] = _any_cut
+    kernel: Kernel | None = None
+    has_kernel: Callable[[SharedT], bool] = _always
     name: str = ""
     doc: str = ""
+
+    def kernel_for(self, shared: SharedT) -> Kernel | None:
+        """Give the CPU kernel for these parameters, if there is one."""
+        return self.kernel if self.has_kernel(shared) else None
 
     @property
     def summary(self) -> str:
@@ -193,11 +244,21 @@ def load_method(name: str) -> Method[Any, Any]:
 
 def add_statistics(parts: Iterable[Statistics]) -> Statistics:
     """Add measurements up, key by key, in the order given."""
-    total: dict[Hashable, NDArray[Any]] = {}
+    total: dict[Hashable, Any] = {}
     for part in parts:
         for key, value in part.items():
-            total[key] = total[key] + value if key in total else np.asarray(value)
+            total[key] = total[key] + value if key in total else value
     return total
+
+
+def measure_blocks(
+    measure: Measure, blocks: Iterable[Block[EachT, SharedT]]
+) -> Iterator[Statistics]:
+    """Measure blocks that are in memory, or the share of each that is asked for."""
+    for block in blocks:
+        size = block.first.numel() if block.packed is None else block.packed.count
+        cut = block.head(measure.count(size)) if isinstance(measure, Sampled) else block
+        yield measure(cut)
 
 
 def run_survey(survey: Survey, measure_all: Callable[[Measure], Statistics]) -> Any:
@@ -239,7 +300,7 @@ def apply(
         in `models`, or shapes differ.
 
     """
-    import torch  # noqa: PLC0415 (importing this module must stay cheap)
+    import torch
 
     method = load_method(name)
     each = each or {}
@@ -273,7 +334,7 @@ def apply(
     if method.survey is not None:
         scope = Scope(dict.fromkeys(labels, first.numel()), chosen, common)
         found = run_survey(
-            method.survey(scope), lambda measure: add_statistics(measure(b) for b in blocks)
+            method.survey(scope), lambda measure: add_statistics(measure_blocks(measure, blocks))
         )
     merged = torch.cat([method.merge(part, found) for part in blocks])
     return merged.reshape(shape)

@@ -14,8 +14,11 @@ PACKAGE = Path(__file__).parent.parent / "mergepipe"
 # From the ground up. A module may import from the layers below its own, and from its own package.
 LAYERS = (
     ("errors",),
-    ("kernels", "method", "checkpoint", "model"),
-    ("delta", "dropout", "tokenizer", "evaluate"),
+    ("kernels", "digest"),
+    ("method", "checkpoint", "model", "manifest"),
+    ("delta", "tokenizer", "evaluate", "verify"),
+    ("dropout", "breadcrumbs"),
+    ("magprune",),
     ("methods", "recipe"),
     ("plan",),
     ("execute",),

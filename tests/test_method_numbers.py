@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from mergepipe.magprune import keep_probabilities
 from mergepipe.method import (
     Block,
     Scope,
@@ -55,6 +56,12 @@ GOLDEN_CALLS = {
     ),
     "ties_reference_mean_delta": ties_reference,
     "ties_reference_sum_delta": partial(ties_reference, normalize=False),
+    "breadcrumbs_delta_e1": lambda: (
+        apply("breadcrumbs", BASE, {"e1": E1}, {"e1": {"density": 0.5, "gamma": 0.1}}) - BASE
+    ),
+    "sce_masked": lambda: apply("sce", BASE, THREE, select_topk=0.5),
+    "sce_fuseai": lambda: apply("sce", BASE, THREE, select_topk=0.5, variant="fuseai"),
+    "della_keep_prob_e1": lambda: keep_probabilities(E1 - BASE, 0.6, 0.07).float(),
 }
 
 

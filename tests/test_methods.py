@@ -51,6 +51,9 @@ delta_methods = pytest.mark.parametrize(
     "name", [n for n in method_names() if load_method(n).needs_base and n != "slerp"]
 )
 dare = pytest.mark.parametrize("name", [n for n in method_names() if n.startswith("dare")])
+scaled = pytest.mark.parametrize(
+    "name", [n for n in method_names() if "lambda_" in load_method(n).shared.model_fields]
+)
 normalizing = pytest.mark.parametrize(
     "name", [n for n in method_names() if "normalize" in load_method(n).shared.model_fields]
 )
@@ -174,7 +177,7 @@ def test_one_expert_with_full_weight_is_given_back(name, shared):
 @every_variant
 def test_the_order_of_experts_does_not_matter(name, shared):
     base, models = base_for(name), experts(name)
-    each = each_of(name, models, weight=[0.5, 1.0, 0.25], density=[0.5, 0.9, 0.3])
+    each = each_of(name, models, weight=[0.5, 1.0, 0.25], density=[0.5, 0.8, 0.3])
     backwards = {label: models[label] for label in reversed(models)}
     assert_close(
         apply(name, base, backwards, each, **shared), apply(name, base, models, each, **shared)
@@ -202,7 +205,7 @@ def test_narrow_inputs_are_upcast_before_anything_else(name, shared, dtype):
     assert_same_bits(apply(name, low, narrow, **shared), apply(name, high, wide, **shared))
 
 
-@delta_methods
+@scaled
 def test_a_bf16_task_vector_keeps_its_small_digits(name):
     # In bf16, 1 - 2⁻⁹ is 1, and half of it would give 0.501953125.
     base, expert = (torch.tensor([x], dtype=torch.bfloat16) for x in (2**-9, 1.0))

@@ -223,6 +223,11 @@ REFUSED = (
         ("weight", "sum to zero", "normalize"),
     ),
     Row(
+        "della with a density too near 1 for its epsilon",
+        TIES.replace("ties", "della").replace("weight", "density").replace("0.5", "0.9"),
+        ("della: density 0.9 and epsilon 0.15", "0.75 to 1.05"),
+    ),
+    Row(
         "a global weight list of 3 for 2 models",
         replaced("method: linear\n", "method: linear\n  weight: [1, 2, 3]\n"),
         ("weight", "per model", "linear"),

@@ -4,7 +4,15 @@ from mergepipe.checkpoint.config import family
 from mergepipe.checkpoint.names import embedding_name, layer_of
 from mergepipe.checkpoint.opening import Checkpoint, open_checkpoint
 from mergepipe.checkpoint.source import ModelSource
-from mergepipe.checkpoint.tensors import DTYPES, DType, LowRank, Stored, read_range, torch_dtype
+from mergepipe.checkpoint.tensors import (
+    DTYPES,
+    DType,
+    LowRank,
+    Stored,
+    read_into,
+    read_range,
+    torch_dtype,
+)
 from mergepipe.checkpoint.values import read_values
 
 __all__ = [
@@ -18,6 +26,7 @@ __all__ = [
     "family",
     "layer_of",
     "open_checkpoint",
+    "read_into",
     "read_range",
     "read_values",
     "torch_dtype",

@@ -108,7 +108,7 @@ def _check_byte_order(archive: zipfile.ZipFile) -> None:
 
 def _load(file: Path, device: str) -> dict[str, torch.Tensor]:
     """Load the state dict to `device` by torch's restricted unpickler."""
-    import torch  # noqa: PLC0415 -- headers of safetensors are checked without loading torch
+    import torch
 
     try:
         # torch warns of pickles by other writers, which are refused or read all the same.
@@ -132,7 +132,7 @@ def _reason(error: Exception) -> str:
 
 
 def _check_item(name: object, value: object) -> None:
-    import torch  # noqa: PLC0415
+    import torch
 
     if not isinstance(name, str):
         raise FileFaultError(

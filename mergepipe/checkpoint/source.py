@@ -83,8 +83,8 @@ def _fetch(
     label: str, hub: str, revision: str | None, problems: Problems, *, local_only: bool
 ) -> Path | None:
     """Local snapshot of a hub repository: safetensors if it has any, else pickles."""
-    from huggingface_hub import snapshot_download  # noqa: PLC0415
-    from huggingface_hub.errors import (  # type: ignore[attr-defined]  # noqa: PLC0415
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]
         HTTPError,
         RevisionResolutionError,
     )

@@ -14,6 +14,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mergepipe.errors import EnvironmentFault, InputError, Problem
 
 if TYPE_CHECKING:
@@ -110,7 +113,7 @@ def torch_dtype(name: str) -> torch.dtype:
         if the name is unknown, or the installed torch has no such dtype.
 
     """
-    import torch  # noqa: PLC0415 -- headers are checked without loading torch
+    import torch
 
     known = DTYPES.get(name)
     found = getattr(torch, known.torch_name, None) if known else None
@@ -132,7 +135,7 @@ def read_range(stored: Stored, start: int, stop: int) -> torch.Tensor:
         if the file cannot be opened or read.
 
     """
-    import torch  # noqa: PLC0415
+    import torch
 
     assert 0 <= start <= stop <= stored.numel
     if stored.memory is not None:
@@ -141,6 +144,24 @@ def read_range(stored: Stored, start: int, stop: int) -> torch.Tensor:
     offset = stored.start + start * values.element_size()
     _fill(stored, values.view(torch.uint8).numpy().data, offset)
     return values
+
+
+def read_into(stored: Stored, start: int, stop: int, buffer: NDArray[np.uint8]) -> None:
+    """Fill `buffer` with the bytes of elements `start` to `stop` of a tensor that is in a file.
+
+    Safe to call from several threads at once; keeps no file open.
+
+    Raises
+    ------
+    InputError
+        if the file is shorter than its header promised.
+    EnvironmentFault
+        if the file cannot be opened or read.
+
+    """
+    assert 0 <= start <= stop <= stored.numel
+    assert stored.memory is None, "only bytes of files are read as they are"
+    _fill(stored, buffer.data, stored.start + start * DTYPES[stored.dtype].itemsize)
 
 
 def _fill(stored: Stored, buffer: memoryview, offset: int) -> None:

@@ -29,7 +29,7 @@ def read_values(checkpoint: Checkpoint, name: str, start: int, stop: int) -> tor
         if a file cannot be read.
 
     """
-    import torch  # noqa: PLC0415 -- headers are checked without loading torch
+    import torch
 
     stored = checkpoint.tensors[name]
     assert stored.is_float
@@ -60,6 +60,6 @@ def _factors(update: LowRank) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _matrix(stored: Stored) -> torch.Tensor:
-    import torch  # noqa: PLC0415
+    import torch
 
     return read_range(stored, 0, stored.numel).to(torch.float64).reshape(stored.shape)

@@ -5,18 +5,25 @@ word i mod 4 of the block with counter i div 4, so that any slice of a tensor ca
 chunking, threads, devices and resuming change nothing.
 """
 
+# ruff: noqa: PLR0917 -- kernels take numbers
 from __future__ import annotations
 
 import hashlib
 from decimal import Decimal
+from typing import TYPE_CHECKING
 
-import numba
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
+
+from mergepipe.kernels.compiling import kernel
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 __all__ = [
+    "fill",
+    "keep_limit",
     "keep_mask",
     "keep_mask_torch",
     "philox",
@@ -37,25 +44,64 @@ def stream_key(seed: int, model: str, tensor: str) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
-@numba.njit(nogil=True, cache=True)
-def _fill(key: np.uint64, start: np.uint64, out: NDArray[np.uint32]) -> None:  # pragma: no cover
-    mask, shift = np.uint64(_MASK), np.uint64(32)
-    end = start + np.uint64(out.size)
-    block = start >> np.uint64(2)
-    while (block << np.uint64(2)) < end:
-        c0, c1, c2, c3 = block & mask, block >> shift, np.uint64(0), np.uint64(0)
-        k0, k1 = key & mask, key >> shift
-        for _ in range(_ROUNDS):
-            p0, p1 = np.uint64(_M0) * c0, np.uint64(_M1) * c2
-            c0, c1, c2, c3 = (p1 >> shift) ^ c1 ^ k0, p1 & mask, (p0 >> shift) ^ c3 ^ k1, p0 & mask
-            k0, k1 = (k0 + np.uint64(_W0)) & mask, (k1 + np.uint64(_W1)) & mask
-        first = block << np.uint64(2)
-        words = (c0, c1, c2, c3)
-        for lane in range(4):
-            index = first + np.uint64(lane)
-            if start <= index < end:
-                out[index - start] = np.uint32(words[lane])
-        block += np.uint64(1)
+@kernel
+def _round(
+    c0: np.uint32, c1: np.uint32, c2: np.uint32, c3: np.uint32, k0: np.uint32, k1: np.uint32
+) -> tuple[np.uint32, np.uint32, np.uint32, np.uint32]:  # pragma: no cover
+    p0, p1 = np.uint64(c0) * np.uint64(_M0), np.uint64(c2) * np.uint64(_M1)
+    shift = np.uint64(32)
+    return (
+        np.uint32(np.uint32(p1 >> shift) ^ c1 ^ k0),
+        np.uint32(p1),
+        np.uint32(np.uint32(p0 >> shift) ^ c3 ^ k1),
+        np.uint32(p0),
+    )
+
+
+@kernel
+def _next(k0: np.uint32, k1: np.uint32) -> tuple[np.uint32, np.uint32]:  # pragma: no cover
+    return np.uint32(k0 + np.uint32(_W0)), np.uint32(k1 + np.uint32(_W1))
+
+
+@kernel
+def fill_blocks(key: int, block: int, out: NDArray[np.uint32]) -> None:  # pragma: no cover
+    """Fill `out`, a multiple of 4 long, with the words of counters from `block` on."""
+    # Ten rounds, written out: a loop inside keeps the outer one from being vectorised.
+    first, second = np.uint32(key), np.uint32(np.uint64(key) >> np.uint64(32))
+    for j in range(out.size // 4):
+        counter = np.uint64(block) + np.uint64(j)
+        c0, c1 = np.uint32(counter), np.uint32(counter >> np.uint64(32))
+        c2, c3, k0, k1 = np.uint32(0), np.uint32(0), first, second
+        c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
+        k0, k1 = _next(k0, k1)
+        c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
+        k0, k1 = _next(k0, k1)
+        c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
+        k0, k1 = _next(k0, k1)
+        c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
+        k0, k1 = _next(k0, k1)
+        c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
+        k0, k1 = _next(k0, k1)
+        c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
+        k0, k1 = _next(k0, k1)
+        c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
+        k0, k1 = _next(k0, k1)
+        c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
+        k0, k1 = _next(k0, k1)
+        c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
+        k0, k1 = _next(k0, k1)
+        c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
+        out[4 * j], out[4 * j + 1], out[4 * j + 2], out[4 * j + 3] = c0, c1, c2, c3
+
+
+@kernel
+def fill(key: int, start: int, room: NDArray[np.uint32]) -> int:  # pragma: no cover
+    """Put words `start` ... into `room`, whole counters, and say at which index they begin.
+
+    `room` has space for the words and for up to 3 before and after them.
+    """
+    fill_blocks(key, start // 4, room)
+    return start % 4
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> Tensor:
@@ -64,6 +110,8 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
     64-bit products wrap, so their low word is exact, and the high word is exact after masking off
     the sign extension of the shift.
     """
+    import torch
+
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
@@ -80,6 +128,8 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
 
 def random_words_torch(key: int, start: int, count: int, device: torch.device) -> Tensor:
     """Define words `start` to `start + count` of stream `key`: int64, on any device."""
+    import torch
+
     blocks = torch.arange(start // 4, (start + count + 3) // 4, device=device)
     zero = torch.zeros_like(blocks)
     counter = (blocks & _MASK, blocks >> 32, zero, zero)
@@ -89,9 +139,9 @@ def random_words_torch(key: int, start: int, count: int, device: torch.device) -
 
 def random_words(key: int, start: int, count: int) -> NDArray[np.uint32]:
     """Give words `start` to `start + count` of stream `key`: uint32, on the CPU."""
-    out = np.empty(count, np.uint32)
-    _fill(np.uint64(key), np.uint64(start), out)
-    return out
+    room = np.empty((start % 4 + count + 3) // 4 * 4, np.uint32)
+    first = fill(np.uint64(key), start, room)
+    return room[first : first + count]
 
 
 def keep_mask(key: int, start: int, count: int, density: float, device: torch.device) -> Tensor:
@@ -102,15 +152,18 @@ def keep_mask(key: int, start: int, count: int, density: float, device: torch.de
     """
     if device.type != "cpu":
         return keep_mask_torch(key, start, count, density, device)
-    return torch.from_numpy(random_words(key, start, count) < np.uint64(_limit(density)))
+    import torch
+
+    return torch.from_numpy(random_words(key, start, count) < np.uint64(keep_limit(density)))
 
 
 def keep_mask_torch(
     key: int, start: int, count: int, density: float, device: torch.device
 ) -> Tensor:
     """Define `keep_mask`, on any device."""
-    return random_words_torch(key, start, count, device) < _limit(density)
+    return random_words_torch(key, start, count, device) < keep_limit(density)
 
 
-def _limit(density: float) -> int:
+def keep_limit(density: float) -> int:
+    """Give the bound that a word lies below with probability `density`: 0 to 2³²."""
     return int(Decimal(repr(density)) * 2**32)

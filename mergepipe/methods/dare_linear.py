@@ -19,13 +19,19 @@ tensor([0., 2.])
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from pydantic import Field
-from torch import Tensor
 
-from mergepipe.delta import add_update, combine
-from mergepipe.dropout import Rescale, drop, rescale_sweeps, survey_rescale
+from mergepipe.delta import add_packed, add_update, combine, plain_divisor
+from mergepipe.dropout import Rescale, draws, drop, rescale_sweeps, survey_rescale
+from mergepipe.kernels.fused import Combine
 from mergepipe.method import Block, Method, Parameters
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mergepipe.kernels.packed import Out
 
 
 class Each(Parameters):
@@ -51,6 +57,18 @@ def merge(block: Block[Each, Shared], factors: Mapping[str, float]) -> Tensor:
     return add_update(block.base, update, block.shared.lambda_)
 
 
+def kernel(block: Block[Each, Shared], factors: Mapping[str, float], out: Out) -> None:
+    """Do the same with a packed block."""
+    shared, weights = block.shared, [each.weight for each in block.each]
+    how = Combine(
+        weights,
+        factors=[factors[label] for label in block.labels],
+        divisor=plain_divisor(weights, normalize=shared.normalize),
+        scale=shared.lambda_,
+    )
+    add_packed(block, how, out, draws=draws(block))
+
+
 METHOD = Method(
     Each,
     Shared,
@@ -59,4 +77,5 @@ METHOD = Method(
     models=(1, None),
     survey=survey_rescale,
     sweeps=rescale_sweeps,
+    kernel=kernel,
 )

@@ -17,12 +17,18 @@ tensor([2.5000, 5.0000])
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from pydantic import Field
-from torch import Tensor
 
-from mergepipe.delta import NO_WEIGHT
+from mergepipe.delta import NO_WEIGHT, divide
+from mergepipe.kernels.fused import weighted_sum
 from mergepipe.method import Block, Method, Parameters
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mergepipe.kernels.packed import Out
 
 
 class Each(Parameters):
@@ -47,8 +53,19 @@ def merge(block: Block[Each, Shared], _: None) -> Tensor:
     """Σ_i w_i θ_i, in the order of the recipe, divided once at the end."""
     total = block.models[0] * block.each[0].weight
     for model, each in zip(block.models[1:], block.each[1:], strict=True):
-        total.add_(model, alpha=each.weight)
-    return total / sum(each.weight for each in block.each) if block.shared.normalize else total
+        total = total + model * each.weight
+    return divide(total, _share(block)) if block.shared.normalize else total
 
 
-METHOD = Method(Each, Shared, merge, needs_base=False, models=(1, None), check=check)
+def _share(block: Block[Each, Shared]) -> float:
+    return sum(each.weight for each in block.each)
+
+
+def kernel(block: Block[Each, Shared], _: None, out: Out) -> None:
+    """Do the same with a packed block."""
+    assert block.packed is not None, "kernels take packed blocks"
+    divisor = _share(block) if block.shared.normalize else None
+    weighted_sum(block.packed, [each.weight for each in block.each], divisor, out)
+
+
+METHOD = Method(Each, Shared, merge, needs_base=False, models=(1, None), check=check, kernel=kernel)

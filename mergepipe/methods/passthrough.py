@@ -13,10 +13,17 @@ tensor([ 0.5000, -1.0000])
 
 from __future__ import annotations
 
-from pydantic import Field
-from torch import Tensor
+from typing import TYPE_CHECKING
 
+from pydantic import Field
+
+from mergepipe.kernels.fused import weighted_sum
 from mergepipe.method import Block, Method, Parameters
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mergepipe.kernels.packed import Out
 
 
 class Each(Parameters):
@@ -35,4 +42,10 @@ def merge(block: Block[Each, Shared], _: None) -> Tensor:
     return model if each.scale == 1.0 else model * each.scale
 
 
-METHOD = Method(Each, Shared, merge, needs_base=False, models=(1, 1))
+def kernel(block: Block[Each, Shared], _: None, out: Out) -> None:
+    """Do the same with a packed block."""
+    assert block.packed is not None, "kernels take packed blocks"
+    weighted_sum(block.packed, [block.each[0].scale], None, out)
+
+
+METHOD = Method(Each, Shared, merge, needs_base=False, models=(1, 1), kernel=kernel)

@@ -18,12 +18,19 @@ tensor([0.7071, 0.7071])
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import Field
-from torch import Tensor
 
+from mergepipe.kernels.fused import weighted_sum
+from mergepipe.kernels.sums import products
 from mergepipe.method import Block, Method, Parameters, Scope, Statistics, Survey
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mergepipe.kernels.packed import Out
 
 _STRAIGHT = 0.9995  # |cosine| above which the arc is taken for a line
 _NO_NORM = 1e-8
@@ -40,6 +47,8 @@ class Shared(Parameters):
 
 
 def _products(block: Block[Each, Shared]) -> Statistics:
+    if block.packed is not None:
+        return {"products": products(block.packed)}
     assert block.base is not None, "slerp needs a base"
     a, b = block.base.double(), block.models[0].double()
     pairs = ((a, a), (b, b), (a, b))
@@ -65,6 +74,19 @@ def merge(block: Block[Each, Shared], coefficients: tuple[float, float]) -> Tens
     return block.base * coefficients[0] + block.models[0] * coefficients[1]
 
 
+def kernel(block: Block[Each, Shared], coefficients: tuple[float, float], out: Out) -> None:
+    """Do the same with a packed block."""
+    assert block.packed is not None, "kernels take packed blocks"
+    weighted_sum(block.packed, coefficients, None, out)
+
+
 METHOD = Method(
-    Each, Shared, merge, needs_base=True, models=(1, 1), survey=survey, sweeps=lambda _: 1
+    Each,
+    Shared,
+    merge,
+    needs_base=True,
+    models=(1, 1),
+    survey=survey,
+    sweeps=lambda _: 1,
+    kernel=kernel,
 )

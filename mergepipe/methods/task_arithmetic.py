@@ -16,11 +16,18 @@ tensor([1.5000, 3.0000])
 
 from __future__ import annotations
 
-from pydantic import Field
-from torch import Tensor
+from typing import TYPE_CHECKING
 
-from mergepipe.delta import add_update, combine
+from pydantic import Field
+
+from mergepipe.delta import add_packed, add_update, combine, plain_divisor
+from mergepipe.kernels.fused import Combine
 from mergepipe.method import Block, Method, Parameters
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mergepipe.kernels.packed import Out
 
 
 class Each(Parameters):
@@ -44,4 +51,11 @@ def merge(block: Block[Each, Shared], _: None) -> Tensor:
     return add_update(block.base, update, block.shared.lambda_)
 
 
-METHOD = Method(Each, Shared, merge, needs_base=True, models=(1, None))
+def kernel(block: Block[Each, Shared], _: None, out: Out) -> None:
+    """Do the same with a packed block."""
+    shared, weights = block.shared, [each.weight for each in block.each]
+    divisor = plain_divisor(weights, normalize=shared.normalize)
+    add_packed(block, Combine(weights, divisor=divisor, scale=shared.lambda_), out)
+
+
+METHOD = Method(Each, Shared, merge, needs_base=True, models=(1, None), kernel=kernel)

@@ -26,23 +26,31 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from pydantic import Field
-from torch import Tensor
 
 from mergepipe.delta import (
+    LARGEST_SWEEPS,
     Election,
     Trim,
+    add_packed,
     add_update,
     agreeing,
+    band,
     combine,
     keep_count,
     keep_largest,
     survey_largest,
 )
+from mergepipe.kernels.fused import Combine
 from mergepipe.method import Block, Method, Parameters, Scope, Statistics, Survey
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mergepipe.kernels.packed import Out
 
 
 class Each(Parameters):
@@ -108,8 +116,8 @@ def survey(scope: Scope[Each, Shared]) -> Survey:
 
 
 def sweeps(shared: Shared) -> int:
-    """Two for the threshold, one for ties at it, one for the majority sign."""
-    return 4 if shared.elect == "reference" else 3
+    """At most: those of the threshold, and one for the majority sign."""
+    return LARGEST_SWEEPS + (shared.elect == "reference")
 
 
 def merge(block: Block[Each, Shared], found: Found) -> Tensor:
@@ -122,6 +130,19 @@ def merge(block: Block[Each, Shared], found: Found) -> Tensor:
     return add_update(block.base, update, shared.lambda_)
 
 
+def kernel(block: Block[Each, Shared], found: Found, out: Out) -> None:
+    """Do the same with a packed block."""
+    shared = block.shared
+    how = Combine(
+        [each.weight for each in block.each],
+        elect=shared.elect,
+        normalize=shared.normalize,
+        scale=shared.lambda_,
+    )
+    bands = [band(block, found.trims[label]) for label in block.labels]
+    add_packed(block, how, out, bands=bands)
+
+
 METHOD = Method(
     Each,
     Shared,
@@ -131,4 +152,6 @@ METHOD = Method(
     survey=survey,
     scope=scope,
     sweeps=sweeps,
+    kernel=kernel,
+    has_kernel=lambda shared: shared.elect != "reference",
 )

@@ -17,7 +17,7 @@ from mergepipe.plan.align import Alignment, align, is_buffer, place_of, shown_na
 from mergepipe.plan.layout import Layout, arrange
 from mergepipe.plan.steps import Dropped, Input, Step
 from mergepipe.plan.values import Values
-from mergepipe.recipe import MergeSpec, Rule
+from mergepipe.recipe import MergeSpec, NanPolicy, Rule
 
 __all__ = ["Plan", "make_plan"]
 
@@ -35,6 +35,7 @@ class Plan:
     steps: tuple[Step, ...]
     dropped: tuple[Dropped, ...]
     layout: Layout
+    nan_policy: NanPolicy = "refuse"
 
     @cached_property
     def bytes_read(self) -> int:
@@ -87,6 +88,7 @@ def make_plan(
     like: Checkpoint | None = None,
     tokenizer: Checkpoint | None = None,
     max_shard_bytes: int = 5_000_000_000,
+    nan_policy: NanPolicy = "refuse",
 ) -> Plan | None:
     """Plan one merge, or add every reason why not to `problems`.
 
@@ -102,7 +104,7 @@ def make_plan(
     check_words(tokenizer or planner.donor, steps, problems)
     dropped = account(planner.donor, planner.models, steps, problems)
     layout = arrange([(s.name, s.dtype, s.shape) for s in steps], max_shard_bytes)
-    return Plan(name, spec, seed, planner.donor, steps, dropped, layout)
+    return Plan(name, spec, seed, planner.donor, steps, dropped, layout, nan_policy)
 
 
 class _Planner:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from mergepipe.checkpoint import Checkpoint, Stored
+from mergepipe.checkpoint import DTYPES, Checkpoint, Stored
 from mergepipe.method import BLOCK, Parameters, load_method
 
 __all__ = ["Dropped", "Input", "Step"]
@@ -72,9 +72,20 @@ class Step:
 
     @property
     def working_bytes(self) -> int:
-        """Memory that one worker needs for this tensor, about: fp32 blocks and temporaries."""
-        arrays = 3 * len(self.all_inputs) + 4 if self.method is not None else 1
-        return 4 * min(self.numel, BLOCK) * arrays
+        """Memory that one worker needs for this tensor, at least: a block of inputs and result."""
+        wide = max(DTYPES[one.stored.dtype].itemsize for one in self.all_inputs)
+        if self.method is None:
+            return 2 * wide * min(self.numel, BLOCK)
+        method: Any = load_method(self.method)
+        block = BLOCK
+        if method.whole_rows(self.shared):
+            block = max(BLOCK, self.columns)
+        rows = len(self.all_inputs)
+        # fp32 copies where values are not read as stored; about twice that in torch's temporaries.
+        bytes_each = (rows + 1) * max(wide, 4)
+        if method.kernel_for(self.shared) is None:
+            bytes_each += 4 * (2 * rows + 4)
+        return bytes_each * min(self.numel, block)
 
 
 @dataclass(frozen=True, slots=True)

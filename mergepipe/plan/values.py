@@ -64,7 +64,7 @@ class Values:
 
     def _report(self, place: str, method: str, error: ValueError) -> None:
         if not isinstance(error, ValidationError):
-            self.problems.add(place, f"{method}: weight: {error}")
+            self.problems.add(place, f"{method}: {error}")
             return
         for item in error.errors():
             name = ".".join(map(str, item["loc"]))

@@ -6,12 +6,13 @@ from mergepipe.recipe.parse import parse, parse_evaluations
 from mergepipe.recipe.schema import json_schema
 from mergepipe.recipe.settings import Setting, Settings, at_depth, field_names
 from mergepipe.recipe.sources import parse_models
-from mergepipe.recipe.spec import EvaluationSpec, MergeSpec, OutputSpec, Recipe, Rule
+from mergepipe.recipe.spec import EvaluationSpec, MergeSpec, NanPolicy, OutputSpec, Recipe, Rule
 
 __all__ = [
     "Document",
     "EvaluationSpec",
     "MergeSpec",
+    "NanPolicy",
     "OutputSpec",
     "Recipe",
     "Rule",

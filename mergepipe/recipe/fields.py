@@ -23,6 +23,7 @@ from pydantic import (
 
 from mergepipe.errors import Problems, did_you_mean, printable
 from mergepipe.recipe.document import Document, FieldPath
+from mergepipe.recipe.spec import NanPolicy
 
 __all__ = [
     "EvaluateFields",
@@ -161,6 +162,10 @@ class RecipeFields(Fields):
     merge: MergeFields | None = None
     stages: dict[Label, StageFields] | None = Field(None, min_length=1)
     seed: int = Field(0, ge=0, lt=2**63, description="for methods that draw random numbers")
+    nan_policy: NanPolicy = Field(
+        "refuse",
+        description="a tensor with NaN or infinity: refuse it, keep the base's, or allow it",
+    )
     tokenizer: Label | None = Field(None, description="whose tokenizer files; default: the base's")
     chat_template: Label | None = Field(None, description="whose chat template; default: as above")
     evaluate: list[EvaluateFields] = []

@@ -36,6 +36,7 @@ def parse(document: Document, problems: Problems) -> Recipe | None:
     sources = read_sources(fields.models, document, problems)
     evaluations = _evaluations(fields, document, problems)
     output = _output(fields.output, document, problems)
+    _check_nan_policy(fields, document, problems)
     if not whole:
         return None
     return Recipe(
@@ -43,6 +44,7 @@ def parse(document: Document, problems: Problems) -> Recipe | None:
         sources=sources,
         merges=merges,
         seed=fields.seed,
+        nan_policy=fields.nan_policy,
         tokenizer=fields.tokenizer,
         chat_template=fields.chat_template,
         evaluations=evaluations,
@@ -112,6 +114,18 @@ def _evaluations(
             "choose another label",
         )
     return tuple(specs)
+
+
+def _check_nan_policy(fields: RecipeFields, document: Document, problems: Problems) -> None:
+    """Refuse to keep a base's tensors in merges that have no base."""
+    stages = fields.stages or {}
+    merges = [fields.merge, *(stage.merge for stage in stages.values())]
+    if fields.nan_policy == "base" and any(one is not None and one.base is None for one in merges):
+        problems.add(
+            document.where(("nan_policy",)),
+            "nan_policy 'base' needs a merge that names a base",
+            "name `base`, or say refuse or allow",
+        )
 
 
 def _output(fields: OutputFields, document: Document, problems: Problems) -> OutputSpec:

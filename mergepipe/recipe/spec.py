@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from mergepipe.checkpoint import ModelSource
 from mergepipe.recipe.settings import Settings
 
-__all__ = ["EvaluationSpec", "MergeSpec", "OutputSpec", "Recipe", "Rule"]
+__all__ = ["EvaluationSpec", "MergeSpec", "NanPolicy", "OutputSpec", "Recipe", "Rule"]
+
+NanPolicy: TypeAlias = Literal["refuse", "base", "allow"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,7 @@ class Recipe:
     sources: Mapping[str, ModelSource]
     merges: Mapping[str, MergeSpec]  # stage name -> merge; a one-stage recipe names it "merge"
     seed: int
+    nan_policy: NanPolicy
     tokenizer: str | None
     chat_template: str | None
     evaluations: tuple[EvaluationSpec, ...]

@@ -36,8 +36,8 @@ def test_linear(models, tmp_path, normalize):
     each = {"a": {"weight": 0.3}, "b": {"weight": -0.5}, "c": {"weight": 1.1}}
     theirs = by_mergekit(models, tmp_path, "linear", each, parameters={"normalize": normalize})
     ours = by_us(models, tmp_path, "linear", each, normalize=normalize)
-    # We add the weights up in fp64 before dividing, mergekit in fp32.
-    (assert_alike if normalize else assert_exact)(ours, theirs)
+    # mergekit multiplies and adds with one rounding where the CPU can; we with two, everywhere.
+    assert_alike(ours, theirs)
 
 
 def test_linear_gradients_over_depth(models, tmp_path):

@@ -1,0 +1,92 @@
+"""Breadcrumbs' half of `breadcrumbs` and `breadcrumbs_ties`: drop both tails of a task vector.
+
+Davari and Belilovsky, "Model Breadcrumbs: Scaling Multi-Task Model Merging with Sparse
+Masks", ECCV 2024. https://arxiv.org/abs/2312.06795
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from mergepipe.delta import LARGEST_SWEEPS, Trim, band, keep_largest, survey_ranks
+from mergepipe.kernels.fused import Band
+from mergepipe.method import Block, Scope, Survey
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "MaskScope",
+    "Tails",
+    "bands",
+    "drop_tails",
+    "has_kernel",
+    "in_rows",
+    "survey_tails",
+    "tail_sweeps",
+]
+
+MaskScope: TypeAlias = Literal["tensor", "row"]
+# The outliers, and the outliers with what stays; None where rows are masked by themselves.
+Tails: TypeAlias = tuple[Mapping[str, Trim], Mapping[str, Trim]] | None
+
+
+def _share(fraction: float, size: int) -> int:
+    """⌊fraction·size⌋, in decimal: 0.29 of 100 is 29, not 28."""
+    return int(Decimal(repr(fraction)) * size)
+
+
+def survey_tails(scope: Scope[Any, Any]) -> Survey:
+    """Find what stays of each tensor: ⌊density·n⌋ elements below the ⌊γ·n⌋ largest.
+
+    Where fewer than that are left, fewer of the largest are dropped. Ties in magnitude go to the
+    lower index, which counts as the larger.
+    """
+    if scope.shared.scope == "row":
+        return None
+    outliers, largest = {}, {}
+    for label, size in scope.sizes.items():
+        stay = _share(scope.each[label].density, size)
+        outliers[label] = min(_share(scope.each[label].gamma, size), size - stay)
+        largest[label] = outliers[label] + stay
+    return (yield from survey_ranks(scope.sizes, (outliers, largest)))
+
+
+def tail_sweeps(shared: Any) -> int:
+    """Those of a trim, both ends at once; none where rows are masked by themselves."""
+    return 0 if in_rows(shared) else LARGEST_SWEEPS
+
+
+def in_rows(shared: Any) -> bool:
+    """Whether blocks must hold whole rows."""
+    return bool(shared.scope == "row")
+
+
+def drop_tails(block: Block[Any, Any], tails: Tails) -> tuple[Tensor, ...]:
+    """Give the block's task vectors with the largest and the smallest elements set to 0."""
+    if tails is None:
+        pairs = zip(block.deltas, block.each, strict=True)
+        return tuple(_rows(delta, block.columns, each) for delta, each in pairs)
+    above, kept = (keep_largest(block, trims) for trims in tails)
+    return tuple(x.where(outlier == 0, 0.0) for outlier, x in zip(above, kept, strict=True))
+
+
+def has_kernel(shared: Any) -> bool:
+    """Whether packed blocks can be merged: where a band of magnitudes stays of the tensor."""
+    return not in_rows(shared)
+
+
+def bands(block: Block[Any, Any], tails: Tails) -> list[Band]:
+    """Say to a kernel which magnitudes stay of each model."""
+    assert tails is not None, "rows have no bands"
+    above, kept = tails
+    return [band(block, kept[label], above[label]) for label in block.labels]
+
+
+def _rows(delta: Tensor, columns: int, each: Any) -> Tensor:
+    rows = delta.reshape(-1, max(columns, 1))
+    top, stay = (_share(fraction, rows.shape[-1]) for fraction in (each.gamma, each.density))
+    order = rows.abs().argsort(dim=-1, descending=True, stable=True)[:, top : top + stay]
+    return rows.new_zeros(rows.shape).scatter(-1, order, rows.gather(-1, order)).flatten()

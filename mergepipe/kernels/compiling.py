@@ -1,0 +1,45 @@
+"""`@kernel`: a loop compiled for this machine's CPU once, and kept.
+
+Compiled code is cached in a folder named by a digest of all kernel sources, so that a change in
+one file never meets code compiled from another.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import cache
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar, cast
+
+import numba
+
+__all__ = ["cache_folder", "kernel"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@cache
+def cache_folder() -> Path:
+    """Where compiled kernels are kept: NUMBA_CACHE_DIR, or a folder in the user's cache."""
+    if os.environ.get("NUMBA_CACHE_DIR"):
+        return Path(os.environ["NUMBA_CACHE_DIR"])
+    digest = blake2b(digest_size=8)
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return caches / "mergepipe" / f"kernels-{digest.hexdigest()}"
+
+
+def kernel(function: Callable[P, R]) -> Callable[P, R]:
+    """Compile a function that holds no lock and allocates little: `nogil`, cached."""
+    config: Any = numba.config
+    before = config.CACHE_DIR
+    config.CACHE_DIR = str(cache_folder())  # numba looks at it when it decorates
+    try:
+        compiled = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+    finally:
+        config.CACHE_DIR = before
+    return cast("Callable[P, R]", compiled)

@@ -1,0 +1,132 @@
+"""fp64 sums over a block, in a fixed order: lanes that a vector unit adds side by side."""
+
+# ruff: noqa: PLR0917 -- kernels take arrays
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mergepipe.kernels.compiling import kernel
+from mergepipe.kernels.fused import Band, Draw, as_rows, drop_tile, trim_tile
+from mergepipe.kernels.packed import Kinds, Packed
+from mergepipe.kernels.select import variance_tile
+from mergepipe.kernels.tiles import TILE, Bytes, Floats, load, load_delta
+
+__all__ = ["absolute_sums", "products", "square_sums"]
+
+_LANES = 64
+
+
+@kernel
+def _add_products(x: Floats, y: Floats, lanes: NDArray[np.float64]) -> None:  # pragma: no cover
+    whole = x.size // _LANES * _LANES
+    for first in range(0, whole, _LANES):
+        a, b = x[first : first + _LANES], y[first : first + _LANES]
+        for j in range(_LANES):
+            lanes[j] += np.float64(a[j]) * np.float64(b[j])
+    for j in range(x.size - whole):
+        lanes[j] += np.float64(x[whole + j]) * np.float64(y[whole + j])
+
+
+@kernel
+def _add_absolute(x: Floats, lanes: NDArray[np.float64]) -> None:  # pragma: no cover
+    whole = x.size // _LANES * _LANES
+    for first in range(0, whole, _LANES):
+        a = x[first : first + _LANES]
+        for j in range(_LANES):
+            lanes[j] += np.float64(abs(a[j]))
+    for j in range(x.size - whole):
+        lanes[j] += np.float64(abs(x[whole + j]))
+
+
+@kernel
+def _products(
+    data: Bytes, kinds: Kinds, at: int, count: int
+) -> NDArray[np.float64]:  # pragma: no cover
+    rooms = np.empty((2, TILE), np.float32)
+    lanes = np.zeros((3, _LANES), np.float64)
+    for start in range(0, count, TILE):
+        size = min(TILE, count - start)
+        x, y = rooms[0][:size], rooms[1][:size]
+        load(data[0], kinds[0], at + start, x)
+        load(data[1], kinds[1], at + start, y)
+        _add_products(x, x, lanes[0])
+        _add_products(y, y, lanes[1])
+        _add_products(x, y, lanes[2])
+    return _total(lanes)
+
+
+@kernel
+def _total(lanes: NDArray[np.float64]) -> NDArray[np.float64]:  # pragma: no cover
+    total = np.zeros(lanes.shape[0], np.float64)
+    for i in range(lanes.shape[0]):
+        for j in range(_LANES):
+            total[i] += lanes[i, j]
+    return total
+
+
+def products(packed: Packed) -> NDArray[np.float64]:
+    """⟨a, a⟩, ⟨b, b⟩ and ⟨a, b⟩ of the first two rows."""
+    return _products(packed.data, packed.kinds, packed.first, packed.count)
+
+
+@kernel
+def _absolute_sums(
+    data: Bytes, kinds: Kinds, at: int, count: int, row: int, key: int, limit: int, first: int
+) -> NDArray[np.float64]:  # pragma: no cover
+    rooms, room = np.empty((2, TILE), np.float32), np.empty(TILE + 8, np.uint32)
+    lanes = np.zeros((2, _LANES), np.float64)
+    for start in range(0, count, TILE):
+        size = min(TILE, count - start)
+        base, x = rooms[0][:size], rooms[1][:size]
+        load(data[0], kinds[0], at + start, base)
+        load_delta(data[row], kinds[row], at + start, base, x)
+        _add_absolute(x, lanes[0])
+        drop_tile(x, key, limit, first + start, room)
+        _add_absolute(x, lanes[1])
+    return _total(lanes)
+
+
+def absolute_sums(packed: Packed, row: int, draw: Draw, first: int) -> NDArray[np.float64]:
+    """Σ|τ| of one model, of all elements and of those that a random mask keeps."""
+    return _absolute_sums(
+        packed.data,
+        packed.kinds,
+        packed.first,
+        packed.count,
+        row,
+        np.uint64(draw.key),
+        draw.limit,
+        first,
+    )
+
+
+@kernel
+def _square_sums(
+    data: Bytes, kinds: Kinds, at: int, count: int, selection: NDArray[np.int64]
+) -> NDArray[np.float64]:  # pragma: no cover
+    rooms = np.empty((4, TILE), np.float32)
+    lanes = np.zeros((data.shape[0] - 1, _LANES), np.float64)
+    seen = np.zeros(2, np.int64)
+    selects = selection.shape[0] > 0
+    for start in range(0, count, TILE):
+        size = min(TILE, count - start)
+        base, x = rooms[0][:size], rooms[1][:size]
+        room, chosen = rooms[2][:size], rooms[3][:size]
+        load(data[0], kinds[0], at + start, base)
+        if selects:
+            variance_tile(data, kinds, at + start, base, room, chosen)
+            trim_tile(chosen, selection[0], seen)
+        for row in range(1, data.shape[0]):
+            load_delta(data[row], kinds[row], at + start, base, x)
+            if selects:
+                for j in range(size):
+                    x[j] = x[j] if chosen[j] != np.float32(0) else np.float32(0)
+            _add_products(x, x, lanes[row - 1])
+    return _total(lanes)
+
+
+def square_sums(packed: Packed, select: Band | None) -> NDArray[np.float64]:
+    """Σ τ_i² of each model, over the elements whose variance lies in the band, or over all."""
+    selection = as_rows([] if select is None else [select])
+    return _square_sums(packed.data, packed.kinds, packed.first, packed.count, selection)
