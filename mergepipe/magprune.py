@@ -10,9 +10,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from mergepipe.delta import row_of
 from mergepipe.dropout import Rescale, rescale_sweeps
+from mergepipe.kernels.fused import Draw
+from mergepipe.kernels.packed import Packed, pack, unpacked
 from mergepipe.kernels.random import random_words, random_words_torch, stream_key
+from mergepipe.kernels.ranks import prune_rows
+from mergepipe.kernels.sums import absolute_sum, absolute_sums
 from mergepipe.method import Block, Scope, Statistics, Survey
 
 if TYPE_CHECKING:
@@ -23,7 +29,9 @@ __all__ = [
     "check_probabilities",
     "keep_probabilities",
     "prune",
+    "pruned",
     "rescale_sweeps",
+    "row_probabilities",
     "survey_rescale",
     "whole_rows",
 ]
@@ -48,19 +56,26 @@ def whole_rows(_shared: Any) -> bool:
     return True
 
 
-def keep_probabilities(rows: Tensor, density: float, epsilon: float) -> Tensor:
-    """Give the probability q that each element stays, from its rank in its row: fp64.
+def row_probabilities(columns: int, density: float, epsilon: float) -> NDArray[np.float64]:
+    """Give the probability q that an element stays, by its rank in a row, the smallest first.
 
-    q = (d − ε) + 2ε(r − 1)/(c − 1) along the last dimension, of length c; r is 1 for the smallest
-    magnitude, and of equal ones for the first. A row of one element has q = d.
+    q = (d − ε) + 2ε(r − 1)/(c − 1), with r from 1 to c; a row of one element has q = d.
     """
-    columns = rows.shape[-1]
     if density in (0, 1):
-        return rows.double().new_full(rows.shape, density)
+        return np.full(columns, float(density))
+    place = np.arange(columns) / (columns - 1) if columns > 1 else np.array([0.5])
+    q: NDArray[np.float64] = (density - epsilon) + 2 * epsilon * place
+    return q
+
+
+def keep_probabilities(rows: Tensor, density: float, epsilon: float) -> Tensor:
+    """Give each element's q, from its rank by magnitude along the last dimension: fp64.
+
+    Of equal magnitudes the first has the lower rank.
+    """
     order = rows.abs().argsort(dim=-1, stable=True)
-    rank = rows.new_ones(columns).double().cumsum(-1) - 1
-    place = rank / (columns - 1) if columns > 1 else rank + 0.5
-    q = ((density - epsilon) + 2 * epsilon * place).expand(order.shape)
+    by_rank = rows.double().new_tensor(row_probabilities(rows.shape[-1], density, epsilon))
+    q = by_rank.expand(order.shape)
     return q.new_empty(q.shape).scatter(-1, order, q)
 
 
@@ -81,11 +96,43 @@ def _drawn(block: Block[Any, Any]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
 
 
 def _l1_norms(block: Block[Any, Any]) -> Statistics:
+    if block.packed is not None:
+        return {
+            label: np.array(
+                [
+                    absolute_sums(block.packed, row_of(block, label), Draw(), block.start)[0],
+                    absolute_sum(_pruned(block, label, 1.0)),
+                ]
+            )
+            for label in block.labels
+        }
     norms = zip(block.labels, _drawn(block), strict=True)
     return {
         label: np.array([float(x.double().abs().sum()) for x in (delta, delta.where(keep, 0.0))])
         for label, (delta, keep, _) in norms
     }
+
+
+def _pruned(block: Block[Any, Any], label: str, factor: float | None) -> NDArray[np.float32]:
+    """Give a model's task vector of a packed block, pruned; without a factor survivors over q."""
+    assert block.packed is not None, "kernels take packed blocks"
+    each = block.each[block.labels.index(label)]
+    return prune_rows(
+        block.packed,
+        row_of(block, label),
+        row_probabilities(max(block.columns, 1), each.density, each.epsilon),
+        factor=factor,
+        key=stream_key(block.seed, label, block.tensor),
+        first=block.start,
+    )
+
+
+def pruned(block: Block[Any, Any], factors: Mapping[str, float]) -> Packed:
+    """Give the base and the pruned task vectors of a packed block, fp32."""
+    assert block.packed is not None, "kernels take packed blocks"
+    inverse = block.shared.rescale == "inverse"
+    vectors = [_pruned(block, x, None if inverse else factors[x]) for x in block.labels]
+    return pack([unpacked(block.packed, 0), *vectors], based=True)
 
 
 def survey_rescale(scope: Scope[Any, Any]) -> Survey:

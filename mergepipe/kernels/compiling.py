@@ -15,7 +15,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 import numba
 
-__all__ = ["cache_folder", "kernel"]
+__all__ = ["cache_folder", "is_cold", "kernel"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -31,6 +31,11 @@ def cache_folder() -> Path:
         digest.update(source.read_bytes())
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return caches / "mergepipe" / f"kernels-{digest.hexdigest()}"
+
+
+def is_cold() -> bool:
+    """Tell whether kernels have yet to be compiled for this machine, or this version."""
+    return next(cache_folder().rglob("*.nbi"), None) is None
 
 
 def kernel(function: Callable[P, R]) -> Callable[P, R]:

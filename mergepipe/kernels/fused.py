@@ -110,6 +110,7 @@ class Combine:
     scale: float = 1.0
     weigh_late: bool = False  # weights count only after the election
     select: Band | None = None  # of the models' variance: which elements of all models stay
+    given: bool = False  # the models' rows are task vectors, made before
 
 
 def as_rows(bands: Sequence[Band]) -> NDArray[np.int64]:
@@ -147,6 +148,7 @@ def add_updates(
         how.normalize,
         how.weigh_late,
         selection,
+        how.given,
         divide,
         np.float32(how.divisor if divide else 1),
         np.float32(how.scale),
@@ -298,6 +300,7 @@ def _add_updates(
     normalize: bool,
     weigh_late: bool,
     selection: NDArray[np.int64],
+    given: bool,
     divide: bool,
     divisor: np.float32,
     scale: np.float32,
@@ -323,11 +326,13 @@ def _add_updates(
         for i in range(models):
             x, w = rows[i][:size], np.float32(1) if weigh_late else weights[i]
             load(data[i + 1], kinds[i + 1], at + start, x)
-            if limits[i] >= _EVERY_WORD and not rescale and not selects and is_plain(bands[i]):
+            plain = limits[i] >= _EVERY_WORD and is_plain(bands[i])
+            if plain and not (rescale or selects or given):
                 trim_and_weigh(x, base, bands[i], w, total)
                 continue
-            for j in range(size):
-                x[j] = x[j] - base[j]
+            if not given:
+                for j in range(size):
+                    x[j] = x[j] - base[j]
             trim_tile(x, bands[i], seen[i])
             drop_tile(x, keys[i], limits[i], first + start, room)
             if selects:

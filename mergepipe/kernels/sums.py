@@ -12,7 +12,7 @@ from mergepipe.kernels.packed import Kinds, Packed
 from mergepipe.kernels.select import variance_tile
 from mergepipe.kernels.tiles import TILE, Bytes, Floats, load, load_delta
 
-__all__ = ["absolute_sums", "products", "square_sums"]
+__all__ = ["absolute_sum", "absolute_sums", "products", "square_sums"]
 
 _LANES = 64
 
@@ -99,6 +99,18 @@ def absolute_sums(packed: Packed, row: int, draw: Draw, first: int) -> NDArray[n
         draw.limit,
         first,
     )
+
+
+@kernel
+def _absolute_sum(values: Floats) -> NDArray[np.float64]:  # pragma: no cover
+    lanes = np.zeros((1, _LANES), np.float64)
+    _add_absolute(values, lanes[0])
+    return _total(lanes)
+
+
+def absolute_sum(values: Floats) -> float:
+    """Σ|x| of fp32 values."""
+    return float(_absolute_sum(values)[0])
 
 
 @kernel

@@ -23,15 +23,18 @@ tensor([ 2., -4.,  3.])
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from mergepipe.delta import Election, add_update, agreeing, combine
+from mergepipe.delta import Election, add_packed, add_update, agreeing, combine
+from mergepipe.kernels.fused import Combine
 from mergepipe.magprune import (
     Rescale,
     check_probabilities,
     prune,
+    pruned,
     rescale_sweeps,
     survey_rescale,
     whole_rows,
@@ -40,6 +43,8 @@ from mergepipe.method import Block, Method, Parameters
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from mergepipe.kernels.packed import Out
 
 
 class Each(Parameters):
@@ -68,6 +73,19 @@ def merge(block: Block[Each, Shared], factors: Mapping[str, float]) -> Tensor:
     return add_update(block.base, update, block.shared.lambda_)
 
 
+def kernel(block: Block[Each, Shared], factors: Mapping[str, float], out: Out) -> None:
+    """Do the same with a packed block."""
+    shared = block.shared
+    how = Combine(
+        [each.weight for each in block.each],
+        elect=shared.elect,
+        normalize=shared.normalize,
+        scale=shared.lambda_,
+        given=True,
+    )
+    add_packed(replace(block, packed=pruned(block, factors)), how, out)
+
+
 METHOD = Method(
     Each,
     Shared,
@@ -78,4 +96,5 @@ METHOD = Method(
     check=check_probabilities,
     sweeps=rescale_sweeps,
     whole_rows=whole_rows,
+    kernel=kernel,
 )

@@ -20,15 +20,18 @@ tensor([4., 0., 4.])
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from mergepipe.delta import add_update, combine
+from mergepipe.delta import add_packed, add_update, combine, plain_divisor
+from mergepipe.kernels.fused import Combine
 from mergepipe.magprune import (
     Rescale,
     check_probabilities,
     prune,
+    pruned,
     rescale_sweeps,
     survey_rescale,
     whole_rows,
@@ -37,6 +40,8 @@ from mergepipe.method import Block, Method, Parameters
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from mergepipe.kernels.packed import Out
 
 
 class Each(Parameters):
@@ -63,6 +68,14 @@ def merge(block: Block[Each, Shared], factors: Mapping[str, float]) -> Tensor:
     return add_update(block.base, update, block.shared.lambda_)
 
 
+def kernel(block: Block[Each, Shared], factors: Mapping[str, float], out: Out) -> None:
+    """Do the same with a packed block."""
+    shared, weights = block.shared, [each.weight for each in block.each]
+    divisor = plain_divisor(weights, normalize=shared.normalize)
+    how = Combine(weights, divisor=divisor, scale=shared.lambda_, given=True)
+    add_packed(replace(block, packed=pruned(block, factors)), how, out)
+
+
 METHOD = Method(
     Each,
     Shared,
@@ -73,4 +86,5 @@ METHOD = Method(
     check=check_probabilities,
     sweeps=rescale_sweeps,
     whole_rows=whole_rows,
+    kernel=kernel,
 )

@@ -81,8 +81,10 @@ class Step:
         if method.whole_rows(self.shared):
             block = max(BLOCK, self.columns)
         rows = len(self.all_inputs)
-        # fp32 copies where values are not read as stored; about twice that in torch's temporaries.
         bytes_each = (rows + 1) * max(wide, 4)
+        # Copies of rows that are ranked; in torch, of everything, and temporaries.
+        if method.whole_rows(self.shared):
+            bytes_each += 8 * (rows + 2)
         if method.kernel_for(self.shared) is None:
             bytes_each += 4 * (2 * rows + 4)
         return bytes_each * min(self.numel, block)
