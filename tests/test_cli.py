@@ -61,10 +61,10 @@ def test_help_loads_nothing_heavy():
     )
     said = python("-c", code)
     assert (said.status, said.err) == (0, "[]\n")
-    assert all(name in said.out for name in ("run", "plan", "methods", "init", "schema"))
+    assert all(name in said.out for name in ("run", "plan", "verify", "methods", "init", "schema"))
 
 
-@pytest.mark.parametrize("name", ["run", "plan", "methods", "init", "schema"])
+@pytest.mark.parametrize("name", ["run", "plan", "verify", "methods", "init", "schema"])
 def test_every_command_has_a_help_page(name, capsys):
     said = command(capsys, name, "--help")
     assert (said.status, said.err) == (0, "")
@@ -240,22 +240,6 @@ def test_another_run_in_the_same_folder_exits_with_3(recipe, capsys):
         said = command(capsys, "run", recipe)
     assert said.status == 3
     assert "process 7 on another" in said.err
-
-
-def test_ctrl_c_exits_with_130_and_leaves_nothing(recipe):
-    code = (
-        "import os, signal, sys\nfrom mergepipe.pipeline import merging\nfrom mergepipe.cli import main\n"
-        "made = merging.execute_plan\n"
-        "def execute(*given):\n    made(*given)\n    os.kill(os.getpid(), signal.SIGINT)\n"
-        "merging.execute_plan = execute\n"
-        f"sys.argv = ['mergepipe', 'run', {str(recipe)!r}]\nmain()"
-    )
-    before = listing(recipe.parent)
-    said = python("-c", code)
-    assert said.status == 130
-    assert "interrupted" in said.err
-    assert "Traceback" not in said.err
-    assert listing(recipe.parent) == before
 
 
 def test_a_traceback_is_shown_only_with_debug(recipe, capsys, monkeypatch):

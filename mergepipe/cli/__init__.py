@@ -8,13 +8,12 @@ import traceback
 
 import typer
 
-from mergepipe.cli import init, methods, plan, run, schema
+from mergepipe.cli import init, methods, plan, run, schema, verify
 from mergepipe.cli.console import print_error
+from mergepipe.cli.streams import safe_streams
 from mergepipe.errors import MergepipeError
 
 __all__ = ["app", "main"]
-
-INTERRUPTED = 130  # what typer exits with on Ctrl-C
 
 app = typer.Typer(
     name="mergepipe",
@@ -51,21 +50,22 @@ def _options(
 
 app.command("run")(run.run)
 app.command("plan")(plan.plan)
+app.command("verify")(verify.verify)
 app.command("methods")(methods.methods)
 app.command("init")(init.init)
 app.command("schema")(schema.schema)
 
 
 def main() -> None:
-    """Run the command line; exit 0 done, 2 wrong input, 3 environment, 130 interrupted."""
-    try:
-        app()
-    except MergepipeError as error:
-        if os.environ.get("MERGEPIPE_DEBUG"):
-            traceback.print_exc()
-        print_error(error)
-        sys.exit(error.exit_status)
-    except SystemExit as stop:
-        if stop.code == INTERRUPTED:
-            print("interrupted: nothing was written; run the same command again", file=sys.stderr)  # noqa: T201
-        raise
+    """Run the command line.
+
+    Exits with 0 done, 2 wrong input, 3 environment, 4 a difference, 130 interrupted.
+    """
+    with safe_streams():
+        try:
+            app()
+        except MergepipeError as error:
+            if os.environ.get("MERGEPIPE_DEBUG"):
+                traceback.print_exc()
+            print_error(error)
+            sys.exit(error.exit_status)

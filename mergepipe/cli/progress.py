@@ -22,7 +22,7 @@ from mergepipe.evaluate import ScoreRow, results_jsonl, table
 from mergepipe.pipeline import Outcome
 from mergepipe.plan import Plan
 
-__all__ = ["print_json", "print_outcome", "print_scores", "scoring", "shown"]
+__all__ = ["print_json", "print_outcome", "print_scores", "scoring", "shown", "tell"]
 
 Reporter = Callable[[Plan], Callable[[int], None]]
 _SECONDS_BETWEEN_LINES = 10.0
@@ -54,7 +54,7 @@ class _Lines:
     """Says every ten seconds how far a plan is."""
 
     def __init__(self, plan: Plan) -> None:
-        self.plan, self.done = plan, 0
+        self.name, self.total, self.done = plan.name, plan.bytes_read, 0
         self.started = self.spoke = time.monotonic()
 
     def __call__(self, count: int) -> None:
@@ -64,13 +64,16 @@ class _Lines:
             return
         self.spoke = now
         rate = self.done / (now - self.started)
-        left = max(0, self.plan.bytes_read - self.done) / rate
-        messages.print(
-            f"{self.plan.name}: {size(self.done)} of at most {size(self.plan.bytes_read)}, "
-            f"{size(rate)}/s, {left:.0f} s left",
-            markup=False,
-            highlight=False,
+        left = max(0, self.total - self.done) / rate
+        tell(
+            f"{self.name}: {size(self.done)} of at most {size(self.total)}, "
+            f"{size(rate)}/s, {left:.0f} s left"
         )
+
+
+def tell(message: str) -> None:
+    """Say something that is neither result nor warning, on one line."""
+    messages.print(printable(message), markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -82,8 +85,7 @@ def scoring() -> Iterator[Callable[[str], None]]:
 
 def print_outcome(outcome: Outcome) -> None:
     """Say where the result is."""
-    line = f"{outcome.folder}: {outcome.tensors} tensors, {outcome.parameters:,} parameters"
-    messages.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+    tell(f"{outcome.folder}: {outcome.tensors} tensors, {outcome.parameters:,} parameters")
 
 
 def print_scores(rows: Sequence[ScoreRow]) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mergepipe.cli.options import Json, Out, RecipeFile, Set, Threads
+from mergepipe.cli.signals import stoppable
 
 __all__ = ["run"]
 
@@ -20,18 +22,43 @@ def run(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the output folder if it exists.")
     ] = False,
+    no_sync: Annotated[
+        bool,
+        typer.Option(
+            "--no-sync",
+            help="Do not wait until the disk holds the bytes; after a power failure "
+            "`mergepipe verify` tells.",
+        ),
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Merge, and score what comes out."""
+    """Merge, going on where a run that was cut off stopped, and score what comes out."""
+    with stoppable():
+        sync = not no_sync
+        _run(recipe, out, overrides or [], threads, overwrite=overwrite, sync=sync, json=json)
+
+
+def _run(
+    recipe: Path,
+    out: Path | None,
+    settings: list[str],
+    threads: int | None,
+    *,
+    overwrite: bool,
+    sync: bool,
+    json: bool,
+) -> None:
     from mergepipe import pipeline
     from mergepipe.cli import progress
     from mergepipe.cli.console import print_warnings
     from mergepipe.evaluate import ScoreRow
 
-    prepared = pipeline.prepare(recipe, settings=overrides or (), out=out, threads=threads)
+    prepared = pipeline.prepare(recipe, settings=settings, out=out, threads=threads)
     print_warnings(prepared.warnings)
     with progress.shown() as report:
-        outcome = pipeline.merge(prepared, overwrite=overwrite, report=report)
+        outcome = pipeline.merge(
+            prepared, overwrite=overwrite, sync=sync, report=report, tell=progress.tell
+        )
     print_warnings(outcome.warnings)
     progress.print_outcome(outcome)
     scores: tuple[ScoreRow, ...] = ()

@@ -1,23 +1,39 @@
-"""Plans -> a checkpoint in its place."""
+"""Plans -> a checkpoint in its place, made in one go or in several."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
 from mergepipe.errors import EnvironmentFault, InputError, Problem, Problems
 from mergepipe.execute import Progress, execute
+from mergepipe.manifest import MANIFEST_FILE, manifest_bytes
+from mergepipe.pipeline.dependencies import changes, dependencies
+from mergepipe.pipeline.describing import describe
+from mergepipe.pipeline.inputs import InputFile, check_unchanged, input_files
 from mergepipe.pipeline.preparing import Prepared, stage_folder
-from mergepipe.plan import Plan
-from mergepipe.write import FileSink, check_target, new_folder, write_companions
+from mergepipe.plan import Plan, Step
+from mergepipe.write import (
+    JOURNAL_FILE,
+    STAGES,
+    FileSink,
+    Journal,
+    Record,
+    check_target,
+    disk_faults,
+    new_folder,
+    read_journal,
+    sound_records,
+    write_companions,
+)
 
 __all__ = ["Outcome", "Report", "execute_plan", "merge"]
 
 Report: TypeAlias = Callable[[Plan], Progress]
+Tell: TypeAlias = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,31 +46,46 @@ class Outcome:
     warnings: tuple[str, ...]
 
 
-def merge(prepared: Prepared, *, overwrite: bool = False, report: Report | None = None) -> Outcome:
-    """Make the checkpoint of a prepared recipe.
+def merge(
+    prepared: Prepared,
+    *,
+    overwrite: bool = False,
+    sync: bool = True,
+    report: Report | None = None,
+    tell: Tell | None = None,
+) -> Outcome:
+    """Make the checkpoint of a prepared recipe, going on where a run that was cut off stopped.
 
-    `report(plan)` gives a progress callback for each stage.
+    `report(plan)` gives a progress callback for what of a stage is still to be made. `tell` is
+    given messages. `sync` waits until the disk holds the result.
 
     Raises
     ------
     InputError, EnvironmentFault
-        if the target cannot be written, an input is not finite, or a file cannot be read; the
-        target is then as it was.
+        if the target cannot be written, an input is not finite, changed while it was read, or a
+        file cannot be read; the target is then as it was.
+    KeyboardInterrupt
+        saying what was kept.
 
     """
     target = prepared.target
     if target is None:
         raise InputError(Problem("output.path", "no output folder", "set it, or give --out DIR"))
     check_target(target, overwrite=overwrite)
-    _check_space(target, prepared.disk_bytes)
     problems = Problems(warnings=list(prepared.warnings))
-    *before, result = prepared.plans
-    stages = stage_folder(target)
-    with new_folder(target, overwrite=overwrite) as folder, _temporary(stages):
-        for plan in before:
-            execute_plan(plan, stages / plan.name, prepared.threads, report)
-        execute_plan(result, folder, prepared.threads, report)
-        _write_companions(prepared, folder, problems)
+    inputs = input_files(prepared.checkpoints)
+    with new_folder(target, overwrite=overwrite, sync=sync) as folder:
+        _check_space(target, prepared.disk_bytes, folder)
+        run = _Run(prepared, folder, inputs, report, tell or _silent)
+        try:
+            run.make(problems, sync=sync)
+        except KeyboardInterrupt as stop:
+            raise KeyboardInterrupt(run.kept or "nothing was written") from stop
+        except EnvironmentFault:
+            if run.kept:
+                run.tell(f"stopped: {run.kept}")
+            raise
+    result = prepared.plans[-1]
     return Outcome(
         folder=target,
         tensors=len(result.steps),
@@ -63,25 +94,121 @@ def merge(prepared: Prepared, *, overwrite: bool = False, report: Report | None 
     )
 
 
-@contextmanager
-def _temporary(folder: Path) -> Iterator[None]:
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        yield
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def _silent(_: str) -> None:
+    """Tell nobody."""
 
 
-def execute_plan(plan: Plan, folder: Path, threads: int, report: Report | None) -> None:
-    """Write the shards of one plan to `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    progress = report(plan) if report is not None else None
-    with FileSink(folder, plan.layout) as sink:
-        execute(plan, sink, threads=threads, progress=progress)
+class _Run:
+    """One run into one partial folder; its journal grows."""
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        folder: Path,
+        inputs: Mapping[str, tuple[InputFile, ...]],
+        report: Report | None,
+        tell: Tell,
+    ) -> None:
+        self.prepared, self.folder, self.inputs = prepared, folder, inputs
+        self.report, self.tell = report, tell
+        self.journal = Journal(folder, dependencies(prepared, inputs))
+        self.total = sum(len(plan.steps) for plan in prepared.plans)
+
+    @property
+    def kept(self) -> str:
+        """What a later run can use; empty if there is nothing."""
+        made = len(self.journal.records)
+        if not made:
+            return ""
+        return f"{made} of {self.total} tensors are made; run the same command again to go on"
+
+    def make(self, problems: Problems, *, sync: bool) -> None:
+        """Make what is missing, all but putting it in place."""
+        self._resume()
+        *before, result = self.prepared.plans
+        for plan in before:
+            execute_plan(plan, self._place(plan), self.prepared.threads, self.report, self.journal)
+        execute_plan(
+            result, self.folder, self.prepared.threads, self.report, self.journal, sync=sync
+        )
+        _write_companions(self.prepared, self.folder, problems)
+        check_unchanged(self.inputs)
+        text = manifest_bytes(describe(self.prepared, self.inputs, self.journal, self.folder))
+        with disk_faults(self.folder / MANIFEST_FILE):
+            (self.folder / MANIFEST_FILE).write_bytes(text)
+
+    def _place(self, plan: Plan) -> Path:
+        assert self.prepared.target is not None, "nothing is made without a target"
+        last = plan is self.prepared.plans[-1]
+        return self.folder if last else stage_folder(self.prepared.target) / plan.name
+
+    def _resume(self) -> None:
+        """Keep what an earlier run made, if it is what this run would make; remove the rest."""
+        before, records = read_journal(self.folder)
+        changed = changes(before, self.journal.head) if records else []
+        sound = () if changed else self._sound(records)
+        if changed:
+            self.tell(f"starting over: {'; '.join(changed)}")
+        with disk_faults(self.folder):
+            self._clear(keep_tensors=bool(sound))
+        self.journal.start(sound)
+        if sound:
+            self.tell(f"going on: {len(sound)} of {self.total} tensors were already made")
+
+    def _sound(self, records: list[Record]) -> list[Record]:
+        """Give the records whose tensors need not be made again."""
+        *before, result = self.prepared.plans
+        sound = self._unharmed(result, records)
+        if len(sound) == len(result.steps):  # nothing reads the stages before it any more
+            return [one for one in records if one.stage != result.name] + sound
+        return [one for plan in before for one in self._unharmed(plan, records)] + sound
+
+    def _unharmed(self, plan: Plan, records: list[Record]) -> list[Record]:
+        ours = [record for record in records if record.stage == plan.name]
+        return sound_records(plan, self._place(plan), ours, self.prepared.threads)
+
+    def _clear(self, *, keep_tensors: bool) -> None:
+        """Remove everything, or all but tensors: what stands beside them is written anew."""
+        shards = {shard.file for shard in self.prepared.plans[-1].layout.shards}
+        kept = {*shards, STAGES, JOURNAL_FILE} if keep_tensors else set()
+        for path in self.folder.iterdir():
+            if path.name in kept:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
-def _check_space(target: Path, needed: int) -> None:
-    free = shutil.disk_usage(target.parent).free
+def execute_plan(
+    plan: Plan,
+    folder: Path,
+    threads: int,
+    report: Report | None,
+    journal: Journal | None = None,
+    *,
+    sync: bool = False,
+) -> None:
+    """Write the shards of one plan to `folder`: all tensors but those in the journal."""
+    done = set() if journal is None else set(journal.of(plan.name))
+    with disk_faults(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def record(step: Step, digest: str, inputs: tuple[str, ...], note: str) -> None:
+        assert journal is not None, "only asked for with a journal"
+        journal.add(Record(plan.name, step.name, digest, inputs, note))
+
+    rest = replace(plan, steps=tuple(step for step in plan.steps if step.name not in done))
+    progress = report(rest) if report is not None else None
+    with FileSink(folder, plan.layout, done=None if journal is None else record, sync=sync) as sink:
+        execute(plan, sink, done=done, threads=threads, progress=progress)
+
+
+def _check_space(target: Path, needed: int, partial: Path) -> None:
+    """Refuse to start without room for what is not in the partial folder yet."""
+    with disk_faults(target.parent):
+        there = sum(path.lstat().st_blocks for path in partial.rglob("*")) * 512
+        free = shutil.disk_usage(target.parent).free + there
     if free < needed:
         raise EnvironmentFault(
             Problem(

@@ -21,6 +21,7 @@ from mergepipe.recipe import (
     parse_models,
     read_document,
 )
+from mergepipe.write import STAGES, partial_folder
 
 __all__ = ["Prepared", "prepare", "stage_folder"]
 
@@ -124,7 +125,7 @@ def _named(target: Path | None) -> Path | None:
 
 def stage_folder(target: Path | None) -> Path:
     """Where the results of stages before the last are kept while the last one is made."""
-    return Path("stages") if target is None else target.with_name(f".{target.name}.stages")
+    return Path(STAGES) if target is None else partial_folder(target) / STAGES
 
 
 def _plans(
@@ -148,6 +149,7 @@ def _plans(
             like=_origin(recipe, spec, checkpoints),
             tokenizer=known.get(recipe.tokenizer or "") if last else None,
             max_shard_bytes=recipe.output.max_shard_bytes,
+            nan_policy=recipe.nan_policy,
         )
         if plan is None:
             break

@@ -35,7 +35,7 @@ def _askable(
     prepared: Prepared, outcome: Outcome, scratch: Path, notice: Callable[[str], None]
 ) -> Iterator[Model]:
     """Load the models one after the other; only one is in memory."""
-    from mergepipe.model.load import local_model  # noqa: PLC0415 (transformers is slow to import)
+    from mergepipe.model.load import local_model
 
     for label, checkpoint in prepared.checkpoints.items():
         notice(label)

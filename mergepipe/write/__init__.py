@@ -1,7 +1,23 @@
 """A checkpoint on disk: written beside its place, put in place when it is whole."""
 
+from mergepipe.write.faults import disk_faults
 from mergepipe.write.files import write_companions
-from mergepipe.write.folder import check_target, new_folder
+from mergepipe.write.folder import STAGES, check_target, new_folder, partial_folder
+from mergepipe.write.journal import JOURNAL_FILE, Journal, Record, read_journal
+from mergepipe.write.resume import sound_records
 from mergepipe.write.sink import FileSink
 
-__all__ = ["FileSink", "check_target", "new_folder", "write_companions"]
+__all__ = [
+    "JOURNAL_FILE",
+    "STAGES",
+    "FileSink",
+    "Journal",
+    "Record",
+    "check_target",
+    "disk_faults",
+    "new_folder",
+    "partial_folder",
+    "read_journal",
+    "sound_records",
+    "write_companions",
+]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mergepipe.errors import InputError, Problem, Problems, has_secret
+from mergepipe.write.faults import disk_faults
 
 __all__ = ["CHAT_TEMPLATES", "TOKENIZER_FILES", "write_companions"]
 
@@ -63,18 +64,21 @@ def write_companions(
     ------
     InputError
         if a file that must be understood is not JSON.
+    EnvironmentFault
+        if a file cannot be read or written.
 
     """
-    settings = _read(config / "config.json")
-    _write(folder / "config.json", _public(settings, dtype, problems))
-    _copy(config, folder, _BASE_FILES)
-    _copy_code(config, "config.json", settings, folder, problems)
-    _copy_modules(config, folder, problems)
-    _copy_tokenizer(tokenizer, folder, problems)
-    if chat_template == tokenizer:
-        _copy_templates(tokenizer, folder)
-    else:
-        _move_template(chat_template, folder, problems)
+    with disk_faults(folder):
+        settings = _read(config / "config.json")
+        _write(folder / "config.json", _public(settings, dtype, problems))
+        _copy(config, folder, _BASE_FILES)
+        _copy_code(config, "config.json", settings, folder, problems)
+        _copy_modules(config, folder, problems)
+        _copy_tokenizer(tokenizer, folder, problems)
+        if chat_template == tokenizer:
+            _copy_templates(tokenizer, folder)
+        else:
+            _move_template(chat_template, folder, problems)
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -93,7 +97,8 @@ def _parse(file: Path) -> Any:
 
 def _write(file: Path, settings: Mapping[str, Any]) -> None:
     text = json.dumps(settings, indent=2, ensure_ascii=False)
-    file.write_text(text + "\n", encoding="utf-8")
+    with disk_faults(file):
+        file.write_text(text + "\n", encoding="utf-8")
 
 
 def _copy(source: Path, folder: Path, names: Iterable[str]) -> int:
@@ -153,7 +158,8 @@ def _move_template(source: Path, folder: Path, problems: Problems) -> None:
     had = settings.pop("chat_template", None) is not None
     if not _copy_templates(source, folder):  # which loaders prefer
         if isinstance(theirs, str):
-            (folder / CHAT_TEMPLATES[0]).write_text(theirs, encoding="utf-8")
+            with disk_faults(folder / CHAT_TEMPLATES[0]):
+                (folder / CHAT_TEMPLATES[0]).write_text(theirs, encoding="utf-8")
         elif theirs:
             settings["chat_template"] = theirs  # several, by name
         else:

@@ -1,0 +1,116 @@
+"""All that the bytes of a run depend on, and what of it is other than it was."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from typing import Any
+
+from blake3 import blake3
+
+from mergepipe.checkpoint import LowRank
+from mergepipe.pipeline.inputs import InputFile
+from mergepipe.pipeline.preparing import Prepared
+from mergepipe.plan import Input, Plan, Step
+
+__all__ = ["changes", "dependencies", "library_versions"]
+
+_LIBRARIES = ("numba", "numpy", "torch")
+_MOST_CHANGES = 5
+
+
+def library_versions() -> dict[str, str]:
+    """Give the versions of the libraries that compute."""
+    return {name: version(name) for name in _LIBRARIES}
+
+
+def dependencies(prepared: Prepared, inputs: Mapping[str, tuple[InputFile, ...]]) -> dict[str, Any]:
+    """Give the head of the journal: if it is equal, tensors made before are those of this run."""
+    return {
+        "mergepipe": version("mergepipe"),
+        "libraries": library_versions(),
+        "inputs": {
+            label: {one.shown: _file(one) for one in files} for label, files in inputs.items()
+        },
+        "plans": {plan.name: _plan_digest(plan) for plan in prepared.plans},
+        # Only for saying what changed: the plans hold what it comes to.
+        "recipe": json.loads(json.dumps(prepared.recipe.data, default=str)),
+    }
+
+
+def _file(one: InputFile) -> list[object]:
+    return [str(one.path.resolve()), one.size, one.mtime_ns, one.digest]
+
+
+def _plan_digest(plan: Plan) -> str:
+    hasher = blake3(json.dumps([plan.seed, [s.file for s in plan.layout.shards]]).encode())
+    for step in plan.steps:
+        hasher.update(json.dumps([_step(step), plan.layout.place[step.name]]).encode())
+    return str(hasher.hexdigest())
+
+
+def _step(step: Step) -> list[object]:
+    return [
+        step.name,
+        step.dtype,
+        step.shape,
+        step.method,
+        [_input(one) for one in step.all_inputs],
+        step.base is not None,
+        [one.model_dump(by_alias=True) for one in step.each],
+        None if step.shared is None else step.shared.model_dump(by_alias=True),
+        step.depth,
+    ]
+
+
+def _input(one: Input) -> list[object]:
+    stored, update = one.stored, one.checkpoint.low_rank.get(one.name)
+    where = [stored.file.name, stored.start, stored.dtype, stored.shape]
+    return [one.label, one.name, where, None if update is None else _update(update)]
+
+
+def _update(update: LowRank) -> list[object]:
+    return [update.a.name, update.b.name, update.scale, update.transposed]
+
+
+def changes(before: Any, now: Mapping[str, Any]) -> list[str]:
+    """Say what is other than it was when an unfinished output was begun; [] if nothing is."""
+    if {**before, "recipe": None} == {**now, "recipe": None}:
+        return []
+    was, here = before.get("mergepipe"), now["mergepipe"]
+    if was != here:
+        return [f"mergepipe is another version ({here}, was {was})"]
+    found = [
+        f"{name} is another version ({here}, was {was})"
+        for name, was, here in _differences(before.get("libraries"), now["libraries"])
+    ]
+    found += _changed_files(before.get("inputs", {}), now["inputs"])
+    found += [
+        f"the recipe changed: {name} was {_shown(was)}, is {_shown(here)}"
+        for name, was, here in _differences(before.get("recipe"), now["recipe"])
+    ]
+    return found[:_MOST_CHANGES] or ["the plan changed"]
+
+
+def _changed_files(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    found = {
+        name for label in now for name, _, _ in _differences(before.get(label, {}), now[label])
+    }
+    return [f"{name} changed" for name in sorted(found)]
+
+
+def _differences(was: Any, here: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Give the fields of JSON values that differ: name, old and new value; None where absent."""
+    if not isinstance(was, dict) or not isinstance(here, dict):
+        if was != here:
+            yield path, was, here
+        return
+    for name in dict.fromkeys((*here, *was)):
+        yield from _differences(
+            was.get(name), here.get(name), f"{path}.{name}" if path else str(name)
+        )
+
+
+def _shown(value: Any) -> str:
+    return "not given" if value is None else json.dumps(value, ensure_ascii=False)
