@@ -16,6 +16,7 @@ from checkpoints import (
 )
 from safetensors.torch import load_file
 
+from mergepipe.execute import Resources
 from mergepipe.pipeline import merge, prepare
 
 FILE = "model.safetensors"
@@ -50,7 +51,8 @@ def planned(folder, spec, *, threads=1, out="merged", labels=("base", "a", "b"),
     sources = fields.pop("models", {label: f"./{label}" for label in labels})
     recipe = {"mergepipe": 1, "models": sources, **body, **fields}
     (folder / "recipe.yaml").write_text(json.dumps(recipe))
-    return prepare(folder / "recipe.yaml", out=folder / out, threads=threads)
+    resources = Resources(threads=threads)
+    return prepare(folder / "recipe.yaml", out=folder / out, resources=resources)
 
 
 def run(folder, spec, *, overwrite=False, **options):

@@ -65,7 +65,7 @@ def planned(models: Path, target: Path, method: str = "ties", **settings: Any) -
     }
     target.mkdir(exist_ok=True)
     out = target / f"merged-{method}"
-    return prepare(write_json(target / "recipe.yaml", recipe), out=out, threads=1)
+    return prepare(write_json(target / "recipe.yaml", recipe), out=out)
 
 
 def merged(models: Path, target: Path, method: str = "ties", **settings: Any) -> Path:

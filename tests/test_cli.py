@@ -98,7 +98,7 @@ def test_a_plan_says_what_is_merged_how_and_at_what_cost(recipe, capsys):
         "expert_a.weight=0.5 [merge]",
         "density=0.2",
         "model.layers.*.mlp.gate_proj.weight ×2",
-        "in up to 4 pass(es)",
+        "in up to 6 pass(es)",
         "2 workers",
         "115,008 parameters, 1 file(s)",
     ):

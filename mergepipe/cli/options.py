@@ -7,7 +7,19 @@ from typing import Annotated, TypeAlias
 
 import typer
 
-__all__ = ["Json", "Out", "RecipeFile", "Set", "Threads"]
+__all__ = ["Device", "Json", "MaxMemory", "Out", "RecipeFile", "Set", "Threads"]
+
+
+def _as_bytes(text: str) -> int:
+    from mergepipe.recipe import as_bytes
+
+    try:
+        size = as_bytes(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    assert isinstance(size, int), "as_bytes gives whole numbers"
+    return size
+
 
 RecipeFile: TypeAlias = Annotated[Path, typer.Argument(help="The recipe, a YAML file.")]
 Set: TypeAlias = Annotated[
@@ -21,5 +33,19 @@ Out: TypeAlias = Annotated[
 ]
 Threads: TypeAlias = Annotated[
     int | None, typer.Option("--threads", min=1, help="Workers; default: one per core.")
+]
+MaxMemory: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        "--max-memory",
+        metavar="SIZE",
+        parser=_as_bytes,
+        help="Memory for tensors, such as 512MiB; default: a quarter of what is free, "
+        "at most 4GiB.",
+    ),
+]
+Device: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--device", help="Compute by torch there, such as cuda; default: the CPU."),
 ]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]

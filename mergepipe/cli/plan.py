@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mergepipe.cli.options import Json, Out, RecipeFile, Set, Threads
+from mergepipe.cli.options import Device, Json, MaxMemory, Out, RecipeFile, Set, Threads
 
 __all__ = ["plan"]
 
@@ -12,6 +12,8 @@ def plan(
     out: Out = None,
     overrides: Set = None,
     threads: Threads = None,
+    max_memory: MaxMemory = None,
+    device: Device = None,
     *,
     json: Json = False,
 ) -> None:
@@ -19,9 +21,14 @@ def plan(
     from mergepipe import pipeline
     from mergepipe.cli import plan_table
     from mergepipe.cli.console import print_warnings
+    from mergepipe.execute import Resources
 
     prepared = pipeline.prepare(
-        recipe, settings=overrides or (), out=out, threads=threads, local_files_only=True
+        recipe,
+        settings=overrides or (),
+        out=out,
+        resources=Resources(threads, max_memory, device),
+        local_files_only=True,
     )
     plan_table.show(prepared, json_only=json)
     print_warnings(() if json else prepared.warnings)

@@ -82,5 +82,6 @@ def _totals(prepared: Prepared) -> dict[str, str]:
         f"{elements:,} parameters, {len(last.layout.shards)} file(s)",
         "reads": f"at most {read}, in up to {passes} pass(es)",
         "disk": f"{size(prepared.disk_bytes)} written",
-        "memory": f"about {size(prepared.peak_bytes)} for {prepared.threads} workers",
+        "memory": f"about {size(prepared.peak_bytes)} for {prepared.threads} workers, "
+        f"{size(prepared.budget.workers * prepared.budget.share)} allowed",
     }

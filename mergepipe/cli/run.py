@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mergepipe.cli.options import Json, Out, RecipeFile, Set, Threads
+from mergepipe.cli.options import Device, Json, MaxMemory, Out, RecipeFile, Set, Threads
 from mergepipe.cli.signals import stoppable
+
+if TYPE_CHECKING:
+    from mergepipe.execute import Resources
 
 __all__ = ["run"]
 
@@ -18,6 +21,8 @@ def run(
     out: Out = None,
     overrides: Set = None,
     threads: Threads = None,
+    max_memory: MaxMemory = None,
+    device: Device = None,
     *,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the output folder if it exists.")
@@ -33,16 +38,19 @@ def run(
     json: Json = False,
 ) -> None:
     """Merge, going on where a run that was cut off stopped, and score what comes out."""
+    from mergepipe.execute import Resources
+
     with stoppable():
+        resources = Resources(threads, max_memory, device)
         sync = not no_sync
-        _run(recipe, out, overrides or [], threads, overwrite=overwrite, sync=sync, json=json)
+        _run(recipe, out, overrides or [], resources, overwrite=overwrite, sync=sync, json=json)
 
 
 def _run(
     recipe: Path,
     out: Path | None,
     settings: list[str],
-    threads: int | None,
+    resources: Resources,
     *,
     overwrite: bool,
     sync: bool,
@@ -52,9 +60,12 @@ def _run(
     from mergepipe.cli import progress
     from mergepipe.cli.console import print_warnings
     from mergepipe.evaluate import ScoreRow
+    from mergepipe.kernels.compiling import is_cold
 
-    prepared = pipeline.prepare(recipe, settings=settings, out=out, threads=threads)
+    prepared = pipeline.prepare(recipe, settings=settings, out=out, resources=resources)
     print_warnings(prepared.warnings)
+    if is_cold():
+        progress.tell("compiling kernels for this machine, once: about ten seconds")
     with progress.shown() as report:
         outcome = pipeline.merge(
             prepared, overwrite=overwrite, sync=sync, report=report, tell=progress.tell

@@ -6,15 +6,28 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mergepipe.errors import EnvironmentFault, Problem, printable
+from mergepipe.errors import EnvironmentFault, InputError, Problem, printable
 from mergepipe.plan import Plan, Step
 
-__all__ = ["Budget", "default_memory", "default_threads", "share_out"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Budget", "Resources", "default_memory", "default_threads", "share_out"]
 
 _MOST = 4 << 30
 _FREE_SHARE = 4
 _MEMORY_INFO = Path("/proc/meminfo")
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What a run may use: workers, bytes of buffers, and the device that torch computes on."""
+
+    threads: int | None = None
+    max_memory: int | None = None
+    device: str | None = None  # None: fused kernels on the CPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +36,26 @@ class Budget:
 
     workers: int
     share: int
+
+
+def as_device(name: str) -> torch.device:
+    """Give the torch device of that name.
+
+    Raises
+    ------
+    InputError
+        if there is none here.
+
+    """
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        what = f"there is no device '{printable(name, 100)}' here: {str(error).splitlines()[0]}"
+        raise InputError(Problem("--device", what, "leave it out to run on the CPU")) from error
+    return device
 
 
 def default_threads() -> int:

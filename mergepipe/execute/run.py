@@ -77,7 +77,7 @@ def execute(
     budget = share_out([plan], threads, max_memory)
     run = _Run(plan, sink, progress or _silent, budget, device)
     for _ in range(budget.workers):
-        run.workers.put(Worker(allow=plan.nan_policy == "allow", pinned=run.is_pinned))
+        run.workers.put(Worker(allow=plan.nan_policy == "allow", device=device))
     with ExitStack() as stack:
         if run.needs_torch:
             stack.enter_context(_one_torch_thread())
@@ -136,10 +136,6 @@ class _Run:
     kept: dict[str, str] = field(default_factory=dict)
 
     @property
-    def is_pinned(self) -> bool:
-        return self.device is not None and self.device.type == "cuda"
-
-    @property
     def needs_torch(self) -> bool:
         """Whether any step does; torch is slow to import, so others go without."""
         return self.device is not None or any(_needs_torch(step) for step in self.plan.steps)
@@ -148,7 +144,8 @@ class _Run:
     def _worker(self) -> Iterator[Worker]:
         worker = self.workers.get()
         try:
-            yield worker
+            with worker.at_work():
+                yield worker
         finally:
             self.workers.put(worker)
 

@@ -6,11 +6,13 @@ Buffers are kept from tensor to tensor and only grow: fresh memory would cost a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import Self
 
 from mergepipe.checkpoint import DTYPES, read_into, read_range, read_values
 from mergepipe.errors import NonFiniteError
@@ -20,6 +22,7 @@ from mergepipe.kernels.tiles import F32, KINDS
 from mergepipe.plan import Input, Step
 
 if TYPE_CHECKING:
+    import torch
     from xxhash import xxh3_128
 
 __all__ = ["ModelNonFiniteError", "Worker", "hash_rows", "is_plain"]
@@ -52,10 +55,18 @@ def _row_bytes(inputs: Sequence[Input], count: int) -> int:
 
 
 class Worker:
-    """Buffers of one thread."""
+    """Buffers of one thread; on a GPU they are pinned, and copies have a stream of their own.
 
-    def __init__(self, *, allow: bool, pinned: bool) -> None:
-        self.allow, self.pinned = allow, pinned
+    While one worker's stream copies, another's computes.
+    """
+
+    def __init__(self, *, allow: bool, device: torch.device | None = None) -> None:
+        self.allow = allow
+        self.stream: torch.cuda.Stream | None = None
+        if device is not None and device.type == "cuda":
+            import torch
+
+            self.stream = torch.cuda.Stream(device)
         self._rows = np.empty(0, np.uint8)
         self._out = np.empty(0, np.uint8)
 
@@ -70,6 +81,8 @@ class Worker:
             if a value is NaN or infinite, unless that is allowed.
 
         """
+        if self.stream is not None:
+            self.stream.synchronize()  # copies from the buffer may still be under way
         inputs = step.all_inputs
         if base_only and step.base is not None:
             inputs = (step.base,) * len(inputs)
@@ -88,6 +101,17 @@ class Worker:
                 fault = bad_input(one, unpacked(packed, row))
                 raise fault if one is step.base else ModelNonFiniteError(*fault.problems)
         return packed
+
+    @contextmanager
+    def at_work(self) -> Iterator[Self]:
+        """Make this worker's stream the current one."""
+        if self.stream is None:
+            yield self
+            return
+        import torch
+
+        with torch.cuda.stream(self.stream):
+            yield self
 
     def raw(self, one: Input, start: int, stop: int) -> NDArray[np.uint8]:
         """Read a run of one tensor's bytes."""
@@ -115,7 +139,7 @@ class Worker:
         return self._rows[:needed]
 
     def _fresh(self, needed: int) -> NDArray[np.uint8]:
-        if not self.pinned:
+        if self.stream is None:
             return np.empty(needed, np.uint8)
         import torch
 

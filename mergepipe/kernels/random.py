@@ -5,7 +5,6 @@ word i mod 4 of the block with counter i div 4, so that any slice of a tensor ca
 chunking, threads, devices and resuming change nothing.
 """
 
-# ruff: noqa: PLR0917 -- kernels take numbers
 from __future__ import annotations
 
 import hashlib

@@ -4,7 +4,6 @@ A row is spread over buckets by magnitude, in order of index, and each bucket, o
 elements as a rule, sorted by insertion: time grows with the length of the row.
 """
 
-# ruff: noqa: PLR0917 -- kernels take arrays
 from __future__ import annotations
 
 from typing import Any, TypeAlias

@@ -6,7 +6,6 @@ misled, two sweeps of histograms, of the upper and then the lower 16 bits, alway
 and collections of parts add up, so a whole model can be swept in pieces.
 """
 
-# ruff: noqa: PLR0917 -- kernels take arrays
 from __future__ import annotations
 
 import math

@@ -1,6 +1,5 @@
 """fp64 sums over a block, in a fixed order: lanes that a vector unit adds side by side."""
 
-# ruff: noqa: PLR0917 -- kernels take arrays
 from __future__ import annotations
 
 import numpy as np

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from mergepipe.errors import EnvironmentFault, InputError, Problem, Problems
-from mergepipe.execute import Progress, execute
+from mergepipe.execute import Progress, Resources, as_device, execute
 from mergepipe.manifest import MANIFEST_FILE, manifest_bytes
 from mergepipe.pipeline.dependencies import changes, dependencies
 from mergepipe.pipeline.describing import describe
@@ -126,11 +126,10 @@ class _Run:
         """Make what is missing, all but putting it in place."""
         self._resume()
         *before, result = self.prepared.plans
+        resources = self.prepared.resources
         for plan in before:
-            execute_plan(plan, self._place(plan), self.prepared.threads, self.report, self.journal)
-        execute_plan(
-            result, self.folder, self.prepared.threads, self.report, self.journal, sync=sync
-        )
+            execute_plan(plan, self._place(plan), resources, self.report, self.journal)
+        execute_plan(result, self.folder, resources, self.report, self.journal, sync=sync)
         _write_companions(self.prepared, self.folder, problems)
         check_unchanged(self.inputs)
         text = manifest_bytes(describe(self.prepared, self.inputs, self.journal, self.folder))
@@ -183,7 +182,7 @@ class _Run:
 def execute_plan(
     plan: Plan,
     folder: Path,
-    threads: int,
+    resources: Resources,
     report: Report | None,
     journal: Journal | None = None,
     *,
@@ -201,7 +200,15 @@ def execute_plan(
     rest = replace(plan, steps=tuple(step for step in plan.steps if step.name not in done))
     progress = report(rest) if report is not None else None
     with FileSink(folder, plan.layout, done=None if journal is None else record, sync=sync) as sink:
-        execute(plan, sink, done=done, threads=threads, progress=progress)
+        execute(
+            plan,
+            sink,
+            done=done,
+            threads=resources.threads,
+            max_memory=resources.max_memory,
+            device=None if resources.device is None else as_device(resources.device),
+            progress=progress,
+        )
 
 
 def _check_space(target: Path, needed: int, partial: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from mergepipe.checkpoint import Checkpoint, open_checkpoint
 from mergepipe.errors import InputError, Problem, Problems
 from mergepipe.evaluate import Evaluation, parse_evaluation
-from mergepipe.execute import default_threads
+from mergepipe.execute import Budget, Resources, as_device, share_out
 from mergepipe.plan import Plan, make_plan
 from mergepipe.recipe import (
     EvaluationSpec,
@@ -35,7 +35,8 @@ class Prepared:
     plans: tuple[Plan, ...]  # one a stage, in order; the last one is the result
     evaluations: tuple[Evaluation, ...]
     target: Path | None
-    threads: int
+    resources: Resources
+    budget: Budget
     warnings: tuple[str, ...] = field(default=())
 
     @property
@@ -46,7 +47,12 @@ class Prepared:
     @property
     def peak_bytes(self) -> int:
         """Memory needed beside the interpreter and libraries, about."""
-        return max(plan.peak_bytes(self.threads) for plan in self.plans)
+        return max(plan.peak_bytes(self.budget.workers) for plan in self.plans)
+
+    @property
+    def threads(self) -> int:
+        """Workers at the same time."""
+        return self.budget.workers
 
 
 def prepare(
@@ -54,7 +60,7 @@ def prepare(
     *,
     settings: Sequence[str] = (),
     out: Path | None = None,
-    threads: int | None = None,
+    resources: Resources | None = None,
     local_files_only: bool = False,
 ) -> Prepared:
     """Read a recipe and the headers of its models, and plan everything.
@@ -65,8 +71,13 @@ def prepare(
     ------
     InputError
         with every fault of the recipe, configurations, indexes and headers at once.
+    EnvironmentFault
+        if the memory that may be used is not enough for one tensor.
 
     """
+    resources = resources or Resources()
+    if resources.device is not None:
+        as_device(resources.device)
     problems = Problems()
     document = override(read_document(file), settings)
     recipe = parse(document, problems)
@@ -91,7 +102,8 @@ def prepare(
         plans=plans,
         evaluations=evaluations,
         target=target,
-        threads=threads or default_threads(),
+        resources=resources,
+        budget=share_out(plans, resources.threads, resources.max_memory),
         warnings=tuple(problems.warnings),
     )
 

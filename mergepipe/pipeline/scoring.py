@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from mergepipe.checkpoint import Checkpoint
 from mergepipe.errors import Problems
 from mergepipe.evaluate import ScoreRow, score
+from mergepipe.execute import Resources
 from mergepipe.model import Model
 from mergepipe.pipeline.merging import Outcome, execute_plan
 from mergepipe.pipeline.preparing import Prepared
@@ -41,21 +42,21 @@ def _askable(
         notice(label)
         folder = checkpoint.folder
         if checkpoint.low_rank or checkpoint.source.adapter or checkpoint.source.adapter_hub:
-            folder = _applied(checkpoint, scratch / label, prepared.threads)
+            folder = _applied(checkpoint, scratch / label, prepared.resources)
         yield local_model(folder, label)
     name = prepared.recipe.result
     notice(name)
     yield local_model(outcome.folder, "merged" if name == "merge" else name)
 
 
-def _applied(checkpoint: Checkpoint, folder: Path, threads: int) -> Path:
+def _applied(checkpoint: Checkpoint, folder: Path, resources: Resources) -> Path:
     """Write a model with its adapter applied, so that it can be loaded."""
     label, problems = checkpoint.label, Problems()
     spec = MergeSpec(label, "linear", None, (label,), {label: {}}, {}, ())
     plan = make_plan(label, spec, {label: checkpoint}, problems)
     problems.raise_any()
     assert plan is not None, "a model fits itself"
-    execute_plan(plan, folder, threads, None)
+    execute_plan(plan, folder, resources, None)
     write_companions(
         folder,
         config=checkpoint.folder,

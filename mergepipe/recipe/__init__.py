@@ -1,6 +1,7 @@
 """A recipe: what to merge and how. YAML text in, frozen values or a list of problems out."""
 
 from mergepipe.recipe.document import Document, read_document
+from mergepipe.recipe.fields import as_bytes
 from mergepipe.recipe.options import override
 from mergepipe.recipe.parse import parse, parse_evaluations
 from mergepipe.recipe.schema import json_schema
@@ -18,6 +19,7 @@ __all__ = [
     "Rule",
     "Setting",
     "Settings",
+    "as_bytes",
     "at_depth",
     "field_names",
     "json_schema",

@@ -34,6 +34,7 @@ __all__ = [
     "RecipeFields",
     "RuleFields",
     "StageFields",
+    "as_bytes",
     "as_path",
     "read_fields",
 ]
@@ -78,7 +79,7 @@ def _as_whole(value: object) -> object:
     return value
 
 
-def _as_bytes(value: object) -> object:
+def as_bytes(value: object) -> object:
     """Read a size: `5GB` is 5·10⁹ bytes, `5GiB` 5·2³⁰."""
     match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is not None:
@@ -93,7 +94,7 @@ def _as_bytes(value: object) -> object:
 Label: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=100)]
 Text: TypeAlias = Annotated[str, Field(min_length=1)]
 Size: TypeAlias = Annotated[
-    int, BeforeValidator(_as_bytes), WithJsonSchema({"type": ["integer", "string"]})
+    int, BeforeValidator(as_bytes), WithJsonSchema({"type": ["integer", "string"]})
 ]
 DTypeName: TypeAlias = Literal["bfloat16", "float16", "float32"]
 

@@ -43,7 +43,7 @@ def by_us(models, folder, method, each, output=None, **fields):
         "output": output or {},
     }
     (folder / "recipe.yaml").write_text(json.dumps(recipe))
-    merge(prepare(folder / "recipe.yaml", out=folder / "ours", threads=1))
+    merge(prepare(folder / "recipe.yaml", out=folder / "ours"))
     return tensors(folder / "ours")
 
 
