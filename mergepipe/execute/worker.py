@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,7 +66,8 @@ class Worker:
         if device is not None and device.type == "cuda":
             import torch
 
-            self.stream = torch.cuda.Stream(device)
+            stream: Any = torch.cuda.Stream
+            self.stream = stream(device)
         self._rows = np.empty(0, np.uint8)
         self._out = np.empty(0, np.uint8)
 

@@ -160,10 +160,9 @@ def magnitude_tile(
     if row < 0:
         variance_tile(data, kinds, start, base, room, out)
         return
-    load_delta(data[row], kinds[row], start, base, out)
-    bits = out.view(np.uint32)
+    load(data[row], kinds[row], start, out)
     for j in range(out.size):
-        bits[j] = bits[j] & _MAGNITUDE
+        out[j] = abs(out[j] - base[j])
 
 
 @kernel
