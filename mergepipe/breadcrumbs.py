@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from mergepipe.delta import LARGEST_SWEEPS, Trim, band, keep_largest, survey_ranks
 from mergepipe.kernels.fused import Band
 from mergepipe.method import Block, Scope, Survey
+from mergepipe.trim import LARGEST_SWEEPS, Trim, band, keep_largest, survey_ranks
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from mergepipe.delta import row_of
 from mergepipe.kernels.fused import Draw
 from mergepipe.kernels.random import keep_limit, keep_mask, stream_key
 from mergepipe.kernels.sums import absolute_sums
@@ -52,7 +51,7 @@ def draws(block: Block[Any, Any]) -> list[Draw]:
 def _l1_norms(block: Block[Any, Any]) -> Statistics:
     if block.packed is not None:
         return {
-            label: absolute_sums(block.packed, row_of(block, label), draw, block.start)
+            label: absolute_sums(block.packed, block.row(label), draw, block.start)
             for label, draw in zip(block.labels, draws(block), strict=True)
         }
     norms = zip(block.labels, block.deltas, _masked(block), strict=True)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mergepipe.delta import row_of
 from mergepipe.dropout import Rescale, rescale_sweeps
 from mergepipe.kernels.fused import Draw
 from mergepipe.kernels.packed import Packed, pack, unpacked
@@ -100,7 +99,7 @@ def _l1_norms(block: Block[Any, Any]) -> Statistics:
         return {
             label: np.array(
                 [
-                    absolute_sums(block.packed, row_of(block, label), Draw(), block.start)[0],
+                    absolute_sums(block.packed, block.row(label), Draw(), block.start)[0],
                     absolute_sum(_pruned(block, label, 1.0)),
                 ]
             )
@@ -119,7 +118,7 @@ def _pruned(block: Block[Any, Any], label: str, factor: float | None) -> NDArray
     each = block.each[block.labels.index(label)]
     return prune_rows(
         block.packed,
-        row_of(block, label),
+        block.row(label),
         row_probabilities(max(block.columns, 1), each.density, each.epsilon),
         factor=factor,
         key=stream_key(block.seed, label, block.tensor),

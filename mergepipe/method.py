@@ -102,6 +102,11 @@ class Block(Generic[EachT, SharedT]):
             packed=None if self.packed is None else self.packed.head(count),
         )
 
+    def row(self, label: str) -> int:
+        """Give the row of a model in a packed block."""
+        assert self.packed is not None, "only packed blocks have rows"
+        return self.labels.index(label) + int(self.packed.based)
+
     @property
     def first(self) -> Tensor:
         """The base, or the first model where there is no base."""

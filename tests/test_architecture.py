@@ -16,7 +16,7 @@ LAYERS = (
     ("errors",),
     ("kernels", "digest"),
     ("method", "checkpoint", "model", "manifest"),
-    ("delta", "tokenizer", "evaluate", "verify"),
+    ("delta", "trim", "tokenizer", "evaluate", "verify"),
     ("dropout", "breadcrumbs"),
     ("magprune",),
     ("methods", "recipe"),

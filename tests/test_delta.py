@@ -12,16 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from torch.testing import assert_close
 
-from mergepipe.delta import (
-    NO_WEIGHT,
-    add_update,
-    agreeing,
-    combine,
-    keep_count,
-    keep_largest,
-    survey_largest,
-)
+from mergepipe.delta import NO_WEIGHT, add_update, agreeing, combine
 from mergepipe.method import Block, add_statistics, apply, run_survey
+from mergepipe.trim import keep_count, keep_largest, survey_largest
 
 T, F = True, False
 quick = settings(deadline=None, max_examples=150)

@@ -30,23 +30,12 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import Field
 
-from mergepipe.delta import (
-    LARGEST_SWEEPS,
-    VARIANCE,
-    Trim,
-    add_packed,
-    add_update,
-    agreeing,
-    band,
-    combine,
-    survey_largest,
-    trimmed,
-    variance,
-)
+from mergepipe.delta import add_packed, add_update, agreeing, combine
 from mergepipe.kernels.fused import Combine
 from mergepipe.kernels.select import count_equal
 from mergepipe.kernels.sums import square_sums
 from mergepipe.method import Block, Method, Parameters, Scope, Statistics, Survey
+from mergepipe.trim import LARGEST_SWEEPS, VARIANCE, Trim, band, survey_largest, trimmed, variance
 
 if TYPE_CHECKING:
     from torch import Tensor

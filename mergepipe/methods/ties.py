@@ -31,21 +31,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import Field
 
-from mergepipe.delta import (
-    LARGEST_SWEEPS,
-    Election,
-    Trim,
-    add_packed,
-    add_update,
-    agreeing,
-    band,
-    combine,
-    keep_count,
-    keep_largest,
-    survey_largest,
-)
+from mergepipe.delta import Election, add_packed, add_update, agreeing, combine
 from mergepipe.kernels.fused import Combine
 from mergepipe.method import Block, Method, Parameters, Scope, Statistics, Survey
+from mergepipe.trim import LARGEST_SWEEPS, Trim, band, keep_count, keep_largest, survey_largest
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -20,6 +20,10 @@ _WORDS = {
         "set a smaller output.max_shard_size",
     ),
     errno.EIO: ("the disk reports an error (EIO)", "check the disk, or write to another"),
+    errno.EMFILE: (
+        "more files than may be open at once",
+        "raise `ulimit -n`, or set a larger output.max_shard_size",
+    ),
     errno.EROFS: ("the file system is read-only", "choose another place by --out"),
 }
 

@@ -62,7 +62,9 @@ class FileSink:
         """Write the bytes of elements of `step` from flat index `start` on."""
         shard, offset = self.layout.place[step.name]
         if self._done is not None:
-            self._hasher(step).update(data.data)
+            if start == 0:  # a step may begin again
+                self._hashers[step.name] = blake3()
+            self._hashers[step.name].update(data.data)
         with disk_faults(self._path(shard)):
             _write_all(self._files[shard], data.data, offset + start * DTYPES[step.dtype].itemsize)
 
@@ -71,13 +73,9 @@ class FileSink:
         if self.sync:
             self._start_writing_back(step)
         if self._done is not None:
-            digest = str(self._hasher(step).hexdigest())
-            del self._hashers[step.name]
+            # One thread makes a step, so no two threads ever ask for the same name.
+            digest = str(self._hashers.pop(step.name).hexdigest())
             self._done(step, digest, inputs, note)
-
-    def _hasher(self, step: Step) -> blake3:
-        # One thread makes a step, so no two threads ever ask for the same name.
-        return self._hashers.setdefault(step.name, blake3())
 
     def _start_writing_back(self, step: Step) -> None:
         """Let the disk begin now, so that the sync at the end has little left to wait for."""
