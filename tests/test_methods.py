@@ -268,5 +268,5 @@ def test_a_survey_sweeps_no_more_often_than_the_method_says(name, shared):
 
 
 def test_the_worked_example_of_apply_is_true():
-    found = doctest.testmod(importlib.import_module("mergepipe.method"))
+    found = doctest.testmod(importlib.import_module("mergepipe.method.applying"))
     assert (found.attempted > 0, found.failed) == (True, 0)

@@ -1,0 +1,163 @@
+"""Blocks of tensors, and what is measured in them before a merge."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+from typing_extensions import Self
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mergepipe.kernels.packed import Packed
+
+__all__ = [
+    "BLOCK",
+    "Block",
+    "EachT",
+    "Measure",
+    "Parameters",
+    "Sampled",
+    "Scope",
+    "SharedT",
+    "Statistics",
+    "Survey",
+    "add_statistics",
+    "block_ranges",
+    "measure_blocks",
+    "run_survey",
+]
+
+BLOCK = 1 << 20  # elements; part of the definition of fp64 sums, so changing it changes bytes
+
+Statistics: TypeAlias = Mapping[Hashable, Any]  # values that add up: arrays, numbers, ...
+
+
+class Parameters(BaseModel):
+    """Parameters of a method: frozen, strict, finite; unknown names are refused."""
+
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", allow_inf_nan=False, populate_by_name=True
+    )
+
+
+EachT = TypeVar("EachT", bound=Parameters)
+SharedT = TypeVar("SharedT", bound=Parameters)
+
+
+@dataclass(frozen=True, slots=True)
+class Block(Generic[EachT, SharedT]):
+    """A run of elements of one tensor, as a method sees it: fp32, flattened.
+
+    For a method's CPU kernel the run comes as it is stored, in `packed`; `base` and `models` are
+    then empty.
+    """
+
+    tensor: str
+    start: int  # flat index of the first element
+    base: Tensor | None
+    models: tuple[Tensor, ...]  # those that have the tensor, in recipe order
+    labels: tuple[str, ...]
+    each: tuple[EachT, ...]
+    shared: SharedT
+    seed: int = 0
+    columns: int = 1  # extent of the tensor's last dimension
+    packed: Packed | None = None
+
+    def head(self, count: int) -> Self:
+        """Give the block's first `count` elements."""
+        return replace(
+            self,
+            base=None if self.base is None else self.base[:count],
+            models=tuple(model[:count] for model in self.models),
+            packed=None if self.packed is None else self.packed.head(count),
+        )
+
+    def row(self, label: str) -> int:
+        """Give the row of a model in a packed block."""
+        assert self.packed is not None, "only packed blocks have rows"
+        return self.labels.index(label) + int(self.packed.based)
+
+    @property
+    def first(self) -> Tensor:
+        """The base, or the first model where there is no base."""
+        return self.models[0] if self.base is None else self.base
+
+    @property
+    def deltas(self) -> tuple[Tensor, ...]:
+        """The task vectors τ_i = θ_i − θ_0 of this block."""
+        assert self.base is not None, "only methods that need a base ask for deltas"
+        return tuple(model - self.base for model in self.models)
+
+
+Measure: TypeAlias = Callable[[Block[Any, Any]], Statistics]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """A measurement of a share of each block, its first elements, so that little is read."""
+
+    measure: Measure
+    share: float  # in (0, 1]
+
+    def count(self, size: int) -> int:
+        """How many elements of a block of `size` it needs."""
+        return min(size, math.ceil(size * self.share))
+
+    def __call__(self, block: Block[Any, Any]) -> Statistics:
+        """Measure a block that was cut."""
+        return self.measure(block)
+
+
+Survey: TypeAlias = Generator[Measure, Statistics, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Scope(Generic[EachT, SharedT]):
+    """What a survey runs over: one tensor, or all tensors merged with the same parameters."""
+
+    sizes: Mapping[str, int]  # label -> number of elements the model has in the scope
+    each: Mapping[str, EachT]
+    shared: SharedT
+
+
+def block_ranges(
+    numel: int, columns: int, *, whole_rows: bool, block: int = BLOCK
+) -> Iterator[tuple[int, int]]:
+    """Give start and stop of each block of a tensor; one without elements is one empty block."""
+    step = max(block // columns, 1) * columns if whole_rows and columns else block
+    for start in range(0, max(numel, 1), step):
+        yield start, min(start + step, numel)
+
+
+def add_statistics(parts: Iterable[Statistics]) -> Statistics:
+    """Add measurements up, key by key, in the order given."""
+    total: dict[Hashable, Any] = {}
+    for part in parts:
+        for key, value in part.items():
+            total[key] = total[key] + value if key in total else value
+    return total
+
+
+def measure_blocks(
+    measure: Measure, blocks: Iterable[Block[EachT, SharedT]]
+) -> Iterator[Statistics]:
+    """Measure blocks that are in memory, or the share of each that is asked for."""
+    for block in blocks:
+        size = block.first.numel() if block.packed is None else block.packed.count
+        cut = block.head(measure.count(size)) if isinstance(measure, Sampled) else block
+        yield measure(cut)
+
+
+def run_survey(survey: Survey, measure_all: Callable[[Measure], Statistics]) -> Any:
+    """Drive a survey to its end; `measure_all` sums a measurement over the scope."""
+    try:
+        measure = next(survey)
+        while True:
+            measure = survey.send(measure_all(measure))
+    except StopIteration as stop:
+        return stop.value
