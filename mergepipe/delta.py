@@ -93,7 +93,7 @@ def combine(
     total, divisor = vectors[0].new_zeros(()), vectors[0].new_zeros(())
     for vector, weight, mask in zip(vectors, weights, masks, strict=True):
         total = total + vector.where(mask, 0.0)
-        divisor = divisor + mask * weight
+        divisor = divisor + vector.new_tensor(weight).where(mask, 0.0)
     return total / divisor.where(divisor != 0, 1.0) if normalize else total
 
 

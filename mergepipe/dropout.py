@@ -82,7 +82,7 @@ def rescale_sweeps(shared: Any) -> int:
 
 
 def _ratio(dense: float, kept: float) -> float:
-    return dense / kept if min(dense, kept) >= _TINY else 1.0
+    return float(dense) / float(kept) if min(dense, kept) >= _TINY else 1.0
 
 
 def drop(block: Block[Any, Any], factors: Mapping[str, float]) -> tuple[Tensor, ...]:

@@ -144,7 +144,9 @@ def survey_rescale(scope: Scope[Any, Any]) -> Survey:
         return dict.fromkeys(scope.each, 1.0)
     norms = yield _l1_norms
     return {
-        label: norms[label][0] / norms[label][1] if min(norms[label]) >= _TINY else 1.0
+        label: float(norms[label][0]) / float(norms[label][1])
+        if min(norms[label]) >= _TINY
+        else 1.0
         for label in scope.each
     }
 

@@ -31,16 +31,21 @@ def finite_bytes(data: NDArray[np.uint8], dtype: str) -> bool:
     return bool(values.double().isfinite().all())
 
 
-def bad_input(one: Input, values: NDArray[np.float32]) -> NonFiniteError:
-    """Say which tensor of which model holds what, given the run in which it was found."""
+def bad_input(
+    one: Input, values: NDArray[np.float32], *, replaceable: bool = False
+) -> NonFiniteError:
+    """Say which tensor of which model holds what, given the run in which it was found.
+
+    `replaceable` says that the base's tensor could take its place.
+    """
     bad = int(np.count_nonzero(~np.isfinite(values)))
     kind = "nan" if np.isnan(values).any() else "inf"
     return NonFiniteError(
         Problem(
             f"{one.label} ({one.checkpoint.folder.name}/{one.stored.file.name}): {one.name}",
             f"holds {kind}: {bad} values are not finite",
-            "the model is broken; use another, `take` this tensor from one that is whole, "
-            "or say `nan_policy: base`",
+            "the model is broken; use another, or `take` this tensor from one that is whole"
+            + (", or say `nan_policy: base`" if replaceable else ""),
         )
     )
 

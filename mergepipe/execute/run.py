@@ -179,7 +179,7 @@ class _Run:
 
     def _keep(self, step: Step, fault: NonFiniteError) -> None:
         """Let the base keep a tensor, or raise what is wrong with a model's."""
-        if self.plan.nan_policy != "base" or step.base is None:
+        if self.plan.nan_policy != "base":
             raise fault
         problem = fault.problems[0]
         self.kept[step.name] = f"kept from the base: {problem.where} {problem.what}"

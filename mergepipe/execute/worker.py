@@ -99,8 +99,9 @@ class Worker:
                 wide = read_values(one.checkpoint, one.name, start, stop)
                 data[row, : 4 * count] = wide.numpy().view(np.uint8)
             if not self.allow and not finite_row(packed, row):
-                fault = bad_input(one, unpacked(packed, row))
-                raise fault if one is step.base else ModelNonFiniteError(*fault.problems)
+                replaceable = step.base is not None and one is not step.base
+                fault = bad_input(one, unpacked(packed, row), replaceable=replaceable)
+                raise ModelNonFiniteError(*fault.problems) if replaceable else fault
         return packed
 
     @contextmanager

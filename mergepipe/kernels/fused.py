@@ -30,7 +30,7 @@ ALL = 1 << 62  # of the elements equal to a threshold
 def weighted_sum(packed: Packed, weights: Sequence[float], divisor: float | None, out: Out) -> None:
     """Σ_i w_i θ_i over all rows, divided by `divisor` unless it is None."""
     divide = divisor is not None
-    by = np.float32(divisor if divide else 1)
+    by = floats([1.0 if divisor is None else divisor])[0]
     _weighted_sum(
         packed.data,
         packed.kinds,
@@ -150,8 +150,8 @@ def add_updates(
         selection,
         how.given,
         divide,
-        np.float32(how.divisor if divide else 1),
-        np.float32(how.scale),
+        floats([1.0 if how.divisor is None else how.divisor])[0],
+        floats([how.scale])[0],
         out.data,
         out.kind,
     )

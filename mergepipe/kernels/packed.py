@@ -54,7 +54,8 @@ def pack(rows: Sequence[NDArray[np.float32]], *, based: bool) -> Packed:
 
 def floats(values: Sequence[float]) -> NDArray[np.float32]:
     """Round numbers to fp32, as torch does with a Python number that meets an fp32 tensor."""
-    return np.array(values, np.float64).astype(np.float32)
+    with np.errstate(over="ignore"):
+        return np.array(values, np.float64).astype(np.float32)
 
 
 def unpacked(packed: Packed, row: int) -> NDArray[np.float32]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mergepipe.kernels.compiling import kernel
-from mergepipe.kernels.packed import Kinds, Packed
+from mergepipe.kernels.packed import Kinds, Packed, floats
 from mergepipe.kernels.random import fill
 from mergepipe.kernels.tiles import Bytes, Floats, Words, load, load_delta
 
@@ -35,7 +35,8 @@ def rank_row(x: Floats, buckets: Short, ends: Index, order: Index) -> None:  # p
     scale = _scale(x)
     last = np.float32(_BUCKETS - 1)
     for j in range(x.size):
-        buckets[j] = np.uint16(np.int32(min(abs(x[j]) * scale, last)))
+        place = abs(x[j]) * scale
+        buckets[j] = np.uint16(np.int32(min(last, place)))
     for b in range(_BUCKETS):
         ends[b] = 0
     for j in range(x.size):
@@ -148,7 +149,7 @@ def prune_rows(
         probabilities,
         bool(probabilities[0] != probabilities[-1]),
         factor is None,
-        np.float32(1 if factor is None else factor),
+        floats([1 if factor is None else factor])[0],
         np.uint64(key),
         first,
         out,

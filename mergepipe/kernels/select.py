@@ -149,7 +149,7 @@ def variance_tile(
             off = room[j] - mean[j]
             out[j] = out[j] + off * off
     for j in range(out.size):
-        out[j] = out[j] / models
+        out[j] = abs(out[j] / models)
 
 
 @kernel

@@ -59,7 +59,7 @@ def _products(block: Block[Each, Shared]) -> Statistics:
 def survey(scope: Scope[Each, Shared]) -> Survey:
     """Find the coefficients of base and model from the tensor's norms and inner product."""
     t = scope.shared.t
-    aa, bb, ab = (yield _products)["products"]
+    aa, bb, ab = map(float, (yield _products)["products"])
     norms = [norm if norm > _NO_NORM else 1.0 for norm in (math.sqrt(aa), math.sqrt(bb))]
     cosine = ab / (norms[0] * norms[1])
     if abs(cosine) > _STRAIGHT:
