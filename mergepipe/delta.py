@@ -24,6 +24,8 @@ __all__ = [
     "agreeing",
     "combine",
     "divide",
+    "packed_election",
+    "packed_sum",
     "plain_divisor",
 ]
 
@@ -50,6 +52,24 @@ def add_packed(
         block.start,
         how,
         out,
+    )
+
+
+def packed_sum(block: AnyBlock) -> Combine:
+    """Say to a kernel that weighted task vectors are added up, scaled and added to the base."""
+    shared, weights = block.shared, [each.weight for each in block.each]
+    divisor = plain_divisor(weights, normalize=shared.normalize)
+    return Combine(weights, divisor=divisor, scale=shared.lambda_)
+
+
+def packed_election(block: AnyBlock) -> Combine:
+    """Say to a kernel that those are which have the elected sign."""
+    shared = block.shared
+    return Combine(
+        [each.weight for each in block.each],
+        elect=shared.elect,
+        normalize=shared.normalize,
+        scale=shared.lambda_,
     )
 
 

@@ -176,3 +176,14 @@ def test_shares_are_large_enough_and_add_up_to_no_more_than_is_allowed(large, th
 def test_the_default_memory_is_at_most_four_gibibytes(large):
     assert 0 < default_memory() <= 4 << 30
     assert share_out([plan_of(large, TIES)], 1, None).share <= 4 << 30
+
+
+def test_memory_that_runs_out_is_named_with_what_to_lower(models, monkeypatch):
+    """A system that has less than was allowed."""
+
+    def refuse(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("mergepipe.execute.worker.Worker._fresh", refuse)
+    with pytest.raises(EnvironmentFault, match=r"embed_tokens.*memory.*--max-memory or --threads"):
+        make(plan_of(models, spec_of("linear")), threads=1)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from xxhash import xxh3_128
 
 from mergepipe.checkpoint import DTYPES
-from mergepipe.errors import NonFiniteError
+from mergepipe.errors import EnvironmentFault, NonFiniteError, Problem, printable
 from mergepipe.execute.budget import Budget, share_out
 from mergepipe.execute.finite import bad_input, finite_bytes
 from mergepipe.execute.making import Maker, maker_for
@@ -141,11 +141,14 @@ class _Run:
         return self.device is not None or any(_needs_torch(step) for step in self.plan.steps)
 
     @contextmanager
-    def _worker(self) -> Iterator[Worker]:
+    def _worker(self, step: Step) -> Iterator[Worker]:
         worker = self.workers.get()
         try:
             with worker.at_work():
                 yield worker
+        except MemoryError as error:
+            what, fix = "the memory was not enough for it", "lower --max-memory or --threads"
+            raise EnvironmentFault(Problem(printable(step.name, 200), what, fix)) from error
         finally:
             self.workers.put(worker)
 
@@ -166,7 +169,7 @@ class _Run:
 
     def _measure(self, measure: Measure, step: Step) -> Statistics:
         """Measure one tensor of a scope that is the model."""
-        with self._worker() as worker:
+        with self._worker(step) as worker:
             if step.name not in self.kept:
                 try:
                     return self._measured(measure, worker, step)
@@ -186,7 +189,7 @@ class _Run:
 
     def make(self, step: Step, found: Mapping[str, Any]) -> None:
         """Make one output tensor."""
-        with self._worker() as worker:
+        with self._worker(step) as worker:
             if step.method is None:
                 self._copy(worker, step)
                 return

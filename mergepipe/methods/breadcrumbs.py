@@ -34,8 +34,7 @@ from mergepipe.breadcrumbs import (
     survey_tails,
     tail_sweeps,
 )
-from mergepipe.delta import add_packed, add_update, combine, plain_divisor
-from mergepipe.kernels.fused import Combine
+from mergepipe.delta import add_packed, add_update, combine, packed_sum
 from mergepipe.method import Block, Method, Parameters
 
 if TYPE_CHECKING:
@@ -70,10 +69,7 @@ def merge(block: Block[Each, Shared], tails: Tails) -> Tensor:
 
 def kernel(block: Block[Each, Shared], tails: Tails, out: Out) -> None:
     """Do the same with a packed block."""
-    shared, weights = block.shared, [each.weight for each in block.each]
-    divisor = plain_divisor(weights, normalize=shared.normalize)
-    how = Combine(weights, divisor=divisor, scale=shared.lambda_)
-    add_packed(block, how, out, bands=bands(block, tails))
+    add_packed(block, packed_sum(block), out, bands=bands(block, tails))
 
 
 METHOD = Method(

@@ -35,8 +35,7 @@ from mergepipe.breadcrumbs import (
     survey_tails,
     tail_sweeps,
 )
-from mergepipe.delta import Election, add_packed, add_update, agreeing, combine
-from mergepipe.kernels.fused import Combine
+from mergepipe.delta import Election, add_packed, add_update, agreeing, combine, packed_election
 from mergepipe.method import Block, Method, Parameters
 
 if TYPE_CHECKING:
@@ -73,14 +72,7 @@ def merge(block: Block[Each, Shared], tails: Tails) -> Tensor:
 
 def kernel(block: Block[Each, Shared], tails: Tails, out: Out) -> None:
     """Do the same with a packed block."""
-    shared = block.shared
-    how = Combine(
-        [each.weight for each in block.each],
-        elect=shared.elect,
-        normalize=shared.normalize,
-        scale=shared.lambda_,
-    )
-    add_packed(block, how, out, bands=bands(block, tails))
+    add_packed(block, packed_election(block), out, bands=bands(block, tails))
 
 
 METHOD = Method(

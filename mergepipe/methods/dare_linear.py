@@ -19,13 +19,13 @@ tensor([0., 2.])
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from mergepipe.delta import add_packed, add_update, combine, plain_divisor
+from mergepipe.delta import add_packed, add_update, combine, packed_sum
 from mergepipe.dropout import Rescale, draws, drop, rescale_sweeps, survey_rescale
-from mergepipe.kernels.fused import Combine
 from mergepipe.method import Block, Method, Parameters
 
 if TYPE_CHECKING:
@@ -59,13 +59,7 @@ def merge(block: Block[Each, Shared], factors: Mapping[str, float]) -> Tensor:
 
 def kernel(block: Block[Each, Shared], factors: Mapping[str, float], out: Out) -> None:
     """Do the same with a packed block."""
-    shared, weights = block.shared, [each.weight for each in block.each]
-    how = Combine(
-        weights,
-        factors=[factors[label] for label in block.labels],
-        divisor=plain_divisor(weights, normalize=shared.normalize),
-        scale=shared.lambda_,
-    )
+    how = replace(packed_sum(block), factors=[factors[label] for label in block.labels])
     add_packed(block, how, out, draws=draws(block))
 
 

@@ -20,13 +20,13 @@ tensor([ 2., -4.,  3.])
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from mergepipe.delta import Election, add_packed, add_update, agreeing, combine
+from mergepipe.delta import Election, add_packed, add_update, agreeing, combine, packed_election
 from mergepipe.dropout import Rescale, draws, drop, rescale_sweeps, survey_rescale
-from mergepipe.kernels.fused import Combine
 from mergepipe.method import Block, Method, Parameters
 
 if TYPE_CHECKING:
@@ -62,14 +62,7 @@ def merge(block: Block[Each, Shared], factors: Mapping[str, float]) -> Tensor:
 
 def kernel(block: Block[Each, Shared], factors: Mapping[str, float], out: Out) -> None:
     """Do the same with a packed block."""
-    shared = block.shared
-    how = Combine(
-        [each.weight for each in block.each],
-        factors=[factors[label] for label in block.labels],
-        elect=shared.elect,
-        normalize=shared.normalize,
-        scale=shared.lambda_,
-    )
+    how = replace(packed_election(block), factors=[factors[label] for label in block.labels])
     add_packed(block, how, out, draws=draws(block))
 
 

@@ -28,8 +28,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from mergepipe.delta import Election, add_packed, add_update, agreeing, combine
-from mergepipe.kernels.fused import Combine
+from mergepipe.delta import Election, add_packed, add_update, agreeing, combine, packed_election
 from mergepipe.magprune import (
     Rescale,
     check_probabilities,
@@ -75,14 +74,7 @@ def merge(block: Block[Each, Shared], factors: Mapping[str, float]) -> Tensor:
 
 def kernel(block: Block[Each, Shared], factors: Mapping[str, float], out: Out) -> None:
     """Do the same with a packed block."""
-    shared = block.shared
-    how = Combine(
-        [each.weight for each in block.each],
-        elect=shared.elect,
-        normalize=shared.normalize,
-        scale=shared.lambda_,
-        given=True,
-    )
+    how = replace(packed_election(block), given=True)
     add_packed(replace(block, packed=pruned(block, factors)), how, out)
 
 

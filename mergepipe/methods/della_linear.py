@@ -25,8 +25,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from mergepipe.delta import add_packed, add_update, combine, plain_divisor
-from mergepipe.kernels.fused import Combine
+from mergepipe.delta import add_packed, add_update, combine, packed_sum
 from mergepipe.magprune import (
     Rescale,
     check_probabilities,
@@ -70,9 +69,7 @@ def merge(block: Block[Each, Shared], factors: Mapping[str, float]) -> Tensor:
 
 def kernel(block: Block[Each, Shared], factors: Mapping[str, float], out: Out) -> None:
     """Do the same with a packed block."""
-    shared, weights = block.shared, [each.weight for each in block.each]
-    divisor = plain_divisor(weights, normalize=shared.normalize)
-    how = Combine(weights, divisor=divisor, scale=shared.lambda_, given=True)
+    how = replace(packed_sum(block), given=True)
     add_packed(replace(block, packed=pruned(block, factors)), how, out)
 
 

@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from mergepipe.delta import add_packed, add_update, combine, plain_divisor
-from mergepipe.kernels.fused import Combine
+from mergepipe.delta import add_packed, add_update, combine, packed_sum
 from mergepipe.method import Block, Method, Parameters
 
 if TYPE_CHECKING:
@@ -53,9 +52,7 @@ def merge(block: Block[Each, Shared], _: None) -> Tensor:
 
 def kernel(block: Block[Each, Shared], _: None, out: Out) -> None:
     """Do the same with a packed block."""
-    shared, weights = block.shared, [each.weight for each in block.each]
-    divisor = plain_divisor(weights, normalize=shared.normalize)
-    add_packed(block, Combine(weights, divisor=divisor, scale=shared.lambda_), out)
+    add_packed(block, packed_sum(block), out)
 
 
 METHOD = Method(Each, Shared, merge, needs_base=True, models=(1, None), kernel=kernel)

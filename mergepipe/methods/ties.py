@@ -31,8 +31,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import Field
 
-from mergepipe.delta import Election, add_packed, add_update, agreeing, combine
-from mergepipe.kernels.fused import Combine
+from mergepipe.delta import Election, add_packed, add_update, agreeing, combine, packed_election
 from mergepipe.method import Block, Method, Parameters, Scope, Statistics, Survey
 from mergepipe.trim import LARGEST_SWEEPS, Trim, band, keep_count, keep_largest, survey_largest
 
@@ -121,15 +120,8 @@ def merge(block: Block[Each, Shared], found: Found) -> Tensor:
 
 def kernel(block: Block[Each, Shared], found: Found, out: Out) -> None:
     """Do the same with a packed block."""
-    shared = block.shared
-    how = Combine(
-        [each.weight for each in block.each],
-        elect=shared.elect,
-        normalize=shared.normalize,
-        scale=shared.lambda_,
-    )
     bands = [band(block, found.trims[label]) for label in block.labels]
-    add_packed(block, how, out, bands=bands)
+    add_packed(block, packed_election(block), out, bands=bands)
 
 
 METHOD = Method(
