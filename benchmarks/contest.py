@@ -1,9 +1,7 @@
 """Time, CPU seconds and peak memory of whole programs, taken in turns.
 
 Every round runs each contestant once, so that a machine that slows down slows them all. Before a
-run, and off the clock, what the last one wrote is removed, everything else is on the disk, and some
-GB of memory are touched and freed: a virtual machine may have given free memory back to its host,
-and getting it again costs several times what writing to it does.
+run, and off the clock, what the last one wrote is removed and everything else is on the disk.
 
 This file is also the program that starts a contestant. The kernel counts the memory of a process
 that starts a program as that program's (ru_maxrss survives exec), so it imports little.
@@ -23,14 +21,6 @@ from pathlib import Path
 
 Command = tuple[str, ...]
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-
-_TOUCH = """
-import mmap
-size = 3 << 30
-memory = mmap.mmap(-1, size)
-for page in range(0, size, mmap.PAGESIZE):
-    memory[page] = 1
-"""
 
 
 @dataclass(frozen=True)
@@ -95,7 +85,6 @@ def _run(contestant: Contestant, log: Path) -> Cost:
     os.sync()
     for file in contestant.uncache:
         _uncache(file)
-    subprocess.run([sys.executable, "-I", "-c", _TOUCH], check=True)
     parts = [measure(command, log, contestant.environment) for command in contestant.commands]
     _remove(contestant.remove)
     return Cost(
