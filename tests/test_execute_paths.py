@@ -52,6 +52,19 @@ def test_torch_on_the_cpu_writes_the_bytes_of_the_kernels(large, name):
     assert make(plan, device=CPU).data == make(plan).data
 
 
+@pytest.mark.parametrize("name", ["ties", "breadcrumbs", "slerp", "sce", "dare_ties"])
+def test_on_a_device_surveys_run_there_too(models, monkeypatch, name):
+    def refuse(*_, **__):
+        raise AssertionError("a CPU kernel was asked")
+
+    for owner in ("trim.collect", "trim.magnitudes", "methods.slerp.products"):
+        monkeypatch.setattr(f"mergepipe.{owner}", refuse)
+    monkeypatch.setattr("mergepipe.dropout.absolute_sums", refuse)
+    monkeypatch.setattr("mergepipe.methods.sce.square_sums", refuse)
+    shared = {"rescale": "l1"} if name == "dare_ties" else {}
+    assert make(plan_of(models, spec_of(name, **shared)), device=CPU).data
+
+
 @every_method
 def test_threads_and_memory_do_not_change_bytes(large, name):
     plan = plan_of(large, spec_of(name), seed=3)

@@ -62,7 +62,7 @@ class Maker:
             shared=step.shared,
             seed=seed,
             columns=step.columns,
-            packed=packed,
+            packed=packed if self.device is None else None,  # what it holds is what runs
         )
 
     def _tensors(self, packed: Packed) -> list[Tensor]:

@@ -31,6 +31,7 @@ from mergepipe.execute.worker import (
     hash_rows,
     is_plain,
 )
+from mergepipe.kernels.packed import Packed
 from mergepipe.kernels.tiles import KINDS
 from mergepipe.method import (
     Block,
@@ -178,7 +179,8 @@ class _Run:
             return self._measured(measure, worker, step)
 
     def _measured(self, measure: Measure, worker: Worker, step: Step) -> Statistics:
-        return add_statistics(measure(block) for block in self._blocks(worker, step, measure))
+        blocks = self._blocks(worker, step, measure)
+        return add_statistics(measure(block) for _, block in blocks)
 
     def _keep(self, step: Step, fault: NonFiniteError) -> None:
         """Let the base keep a tensor, or raise what is wrong with a model's."""
@@ -209,9 +211,8 @@ class _Run:
         else:
             knowledge = _survey([step], lambda m: [self._measured(m, worker, step)])
         hashers = [xxh3_128() for _ in step.all_inputs]
-        for block in self._blocks(worker, step):
-            assert block.packed is not None, "blocks are read packed"
-            hash_rows(block.packed, hashers)
+        for packed, block in self._blocks(worker, step):
+            hash_rows(packed, hashers)
             data = maker.make(worker, block, knowledge)
             self.sink.write(step, block.start, data)
         self._done(step, hashers, "")
@@ -220,10 +221,9 @@ class _Run:
         """Write the base's tensor where a model's is not finite."""
         maker = Maker(step, None)
         hashers = [xxh3_128() for _ in step.all_inputs]
-        for block in self._blocks(worker, step):
-            assert block.packed is not None, "blocks are read packed"
-            hash_rows(block.packed, hashers)
-            self.sink.write(step, block.start, maker.first(worker, block.packed))
+        for packed, block in self._blocks(worker, step):
+            hash_rows(packed, hashers)
+            self.sink.write(step, block.start, maker.first(worker, packed))
         self._done(step, hashers, self.kept[step.name])
 
     def _done(self, step: Step, hashers: Iterable[xxh3_128], note: str) -> None:
@@ -235,8 +235,11 @@ class _Run:
 
     def _blocks(
         self, worker: Worker, step: Step, measure: Measure | None = None
-    ) -> Iterator[Block[Any, Any]]:
-        """Give the blocks of a step, or the share of each that a measurement needs."""
+    ) -> Iterator[tuple[Packed, Block[Any, Any]]]:
+        """Give the blocks of a step, as stored and as its method takes them.
+
+        With a measurement, only the share of each that it needs.
+        """
         maker = maker_for(step, self.device)
         only = step.name in self.kept
         for start, stop in step_ranges(step):
@@ -246,7 +249,7 @@ class _Run:
                 count = measure.count(count)
             packed = worker.read(step, start, start + count, base_only=only)
             self.progress(_bytes(step.all_inputs, count))
-            yield maker.block(start, packed, self.plan.seed)
+            yield packed, maker.block(start, packed, self.plan.seed)
 
     def _copy(self, worker: Worker, step: Step) -> None:
         source = step.inputs[0]

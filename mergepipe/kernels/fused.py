@@ -21,7 +21,7 @@ from mergepipe.kernels.tiles import TILE, Bytes, Floats, Words, load, store
 __all__ = ["ALL", "ELECTIONS", "Band", "Combine", "Draw", "add_updates", "as_rows", "weighted_sum"]
 
 ELECTIONS = {None: 0, "sum": 1, "mergekit": 2, "reference": 3}
-_SUM, _MERGEKIT, _REFERENCE = 1, 2, 3
+_SUM, _MERGEKIT = 1, 2
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
 _EVERY_WORD = 1 << 32
 ALL = 1 << 62  # of the elements equal to a threshold
@@ -104,7 +104,6 @@ class Combine:
     weights: Sequence[float]
     factors: Sequence[float] | None = None
     elect: str | None = None
-    majority: int = 0
     normalize: bool = False
     divisor: float | None = None  # of a plain sum
     scale: float = 1.0
@@ -144,7 +143,6 @@ def add_updates(
         how.factors is not None,
         floats(how.weights),
         ELECTIONS[how.elect],
-        how.majority,
         how.normalize,
         how.weigh_late,
         selection,
@@ -248,7 +246,6 @@ def agree_tile(
     x: Floats,
     total: Floats,
     rule: int,
-    majority: int,
     factor: np.float32,
     weight: np.float32,
     sums: Floats,
@@ -268,7 +265,7 @@ def agree_tile(
             shares[j] += weight if agrees else zero
     else:
         for j in range(x.size):
-            up = (total[j] > zero) | ((total[j] == zero) & (majority > 0))
+            up = total[j] > zero
             agrees = (up & (x[j] > zero)) | ((not up) & (x[j] < zero))
             sums[j] += x[j] * factor if agrees else zero
             shares[j] += weight if agrees else zero
@@ -296,7 +293,6 @@ def _add_updates(
     rescale: bool,
     weights: Floats,
     rule: int,
-    majority: int,
     normalize: bool,
     weigh_late: bool,
     selection: NDArray[np.int64],
@@ -354,7 +350,7 @@ def _add_updates(
             shares[j] = np.float32(0)
         for i in range(models):
             late = weights[i] if weigh_late else np.float32(1)
-            agree_tile(rows[i][:size], total, rule, majority, late, weights[i], sums, shares)
+            agree_tile(rows[i][:size], total, rule, late, weights[i], sums, shares)
         if normalize:
             for j in range(size):
                 share = shares[j]

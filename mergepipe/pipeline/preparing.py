@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mergepipe.checkpoint import Checkpoint, open_checkpoint
 from mergepipe.errors import InputError, Problem, Problems
 from mergepipe.evaluate import Evaluation, parse_evaluation
-from mergepipe.execute import Budget, Resources, as_device, share_out
+from mergepipe.execute import Budget, Resources, as_device, default_memory, share_out
 from mergepipe.plan import Plan, make_plan
 from mergepipe.recipe import (
     EvaluationSpec,
@@ -76,6 +76,8 @@ def prepare(
 
     """
     resources = resources or Resources()
+    if resources.max_memory is None:  # once: what is free changes while a run goes on
+        resources = replace(resources, max_memory=default_memory())
     if resources.device is not None:
         as_device(resources.device)
     problems = Problems()
