@@ -11,7 +11,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from mergepipe.kernels.fused import Band
-from mergepipe.method import Block, Scope, Survey
+from mergepipe.method import Block, Cut, Scope, Survey, Target
 from mergepipe.trim import LARGEST_SWEEPS, Trim, band, keep_largest, survey_ranks
 
 if TYPE_CHECKING:
@@ -21,9 +21,9 @@ __all__ = [
     "MaskScope",
     "Tails",
     "bands",
+    "cut",
     "drop_tails",
     "has_kernel",
-    "in_rows",
     "survey_tails",
     "tail_sweeps",
 ]
@@ -56,11 +56,15 @@ def survey_tails(scope: Scope[Any, Any]) -> Survey:
 
 def tail_sweeps(shared: Any) -> int:
     """Those of a trim, both ends at once; none where rows are masked by themselves."""
-    return 0 if in_rows(shared) else LARGEST_SWEEPS
+    return 0 if _in_rows(shared) else LARGEST_SWEEPS
 
 
-def in_rows(shared: Any) -> bool:
-    """Whether blocks must hold whole rows."""
+def cut(shared: Any, _target: Target) -> Cut:
+    """Ask for blocks of whole rows where rows are masked by themselves."""
+    return "rows" if _in_rows(shared) else "anywhere"
+
+
+def _in_rows(shared: Any) -> bool:
     return bool(shared.scope == "row")
 
 
@@ -68,14 +72,14 @@ def drop_tails(block: Block[Any, Any], tails: Tails) -> tuple[Tensor, ...]:
     """Give the block's task vectors with the largest and the smallest elements set to 0."""
     if tails is None:
         pairs = zip(block.deltas, block.each, strict=True)
-        return tuple(_rows(delta, block.columns, each) for delta, each in pairs)
+        return tuple(_rows(delta, block.target.columns, each) for delta, each in pairs)
     above, kept = (keep_largest(block, trims) for trims in tails)
     return tuple(x.where(outlier == 0, 0.0) for outlier, x in zip(above, kept, strict=True))
 
 
 def has_kernel(shared: Any) -> bool:
     """Whether packed blocks can be merged: where a band of magnitudes stays of the tensor."""
-    return not in_rows(shared)
+    return not _in_rows(shared)
 
 
 def bands(block: Block[Any, Any], tails: Tails) -> list[Band]:

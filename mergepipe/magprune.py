@@ -18,13 +18,14 @@ from mergepipe.kernels.packed import Packed, pack, unpacked
 from mergepipe.kernels.random import random_words, random_words_torch, stream_key
 from mergepipe.kernels.ranks import prune_rows
 from mergepipe.kernels.sums import absolute_sum, absolute_sums
-from mergepipe.method import Block, Scope, Statistics, Survey
+from mergepipe.method import Block, Cut, Scope, Statistics, Survey, Target
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
     "Rescale",
+    "by_rows",
     "check_probabilities",
     "keep_probabilities",
     "prune",
@@ -32,7 +33,6 @@ __all__ = [
     "rescale_sweeps",
     "row_probabilities",
     "survey_rescale",
-    "whole_rows",
 ]
 
 _TINY = 1e-7  # mergekit leaves a tensor alone whose L1 norm is below this
@@ -50,9 +50,9 @@ def check_probabilities(each: Sequence[Any], _shared: Any) -> None:
             )
 
 
-def whole_rows(_shared: Any) -> bool:
+def by_rows(_shared: Any, _target: Target) -> Cut:
     """Ask for blocks of whole rows: ranks are those within a row."""
-    return True
+    return "rows"
 
 
 def row_probabilities(columns: int, density: float, epsilon: float) -> NDArray[np.float64]:
@@ -88,7 +88,7 @@ def _words(key: int, start: int, like: Tensor) -> Tensor:
 def _drawn(block: Block[Any, Any]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Each task vector, which of its elements stay, and with what probability they do."""
     for delta, label, each in zip(block.deltas, block.labels, block.each, strict=True):
-        rows = delta.reshape(-1, max(block.columns, 1))
+        rows = delta.reshape(-1, max(block.target.columns, 1))
         q = keep_probabilities(rows, each.density, each.epsilon).flatten()
         words = _words(stream_key(block.seed, label, block.tensor), block.start, delta)
         yield delta, words < (q * 2**32).floor(), q
@@ -119,7 +119,7 @@ def _pruned(block: Block[Any, Any], label: str, factor: float | None) -> NDArray
     return prune_rows(
         block.packed,
         block.row(label),
-        row_probabilities(max(block.columns, 1), each.density, each.epsilon),
+        row_probabilities(max(block.target.columns, 1), each.density, each.epsilon),
         factor=factor,
         key=stream_key(block.seed, label, block.tensor),
         first=block.start,

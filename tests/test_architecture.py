@@ -19,7 +19,7 @@ LAYERS = (
     ("delta", "trim", "tokenizer", "evaluate", "verify"),
     ("dropout", "breadcrumbs"),
     ("magprune",),
-    ("methods", "recipe"),
+    ("methods", "post_steps", "recipe"),
     ("plan",),
     ("execute",),
     ("write",),

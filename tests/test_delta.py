@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from torch.testing import assert_close
 
 from mergepipe.delta import NO_WEIGHT, add_update, agreeing, combine
-from mergepipe.method import Block, add_statistics, apply, run_survey
+from mergepipe.method import Block, Target, add_statistics, apply, run_survey
 from mergepipe.trim import keep_count, keep_largest, survey_largest
 
 T, F = True, False
@@ -27,7 +27,7 @@ vectors = arrays(np.float32, array_shapes(max_dims=1, max_side=60), elements=flo
 def blocks_of(tensors, size):
     """Blocks of a model with base 0 whose deltas are `tensors`: {name: array}."""
     return [
-        Block(name, at, torch.zeros(len(part)), (torch.from_numpy(part),), ("a",), (), None)
+        Block(Target(name), at, torch.zeros(len(part)), (torch.from_numpy(part),), ("a",), (), None)
         for name, values in tensors.items()
         for at in range(0, max(len(values), 1), size)
         for part in [values[at : at + size]]

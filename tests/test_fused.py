@@ -22,6 +22,7 @@ from mergepipe.method import (
     BLOCK,
     Block,
     Scope,
+    Target,
     add_statistics,
     block_ranges,
     load_method,
@@ -71,8 +72,9 @@ class Case:
         method, rows = load_method(self.name), self.tensors[name]
         shared, labels = method.shared(**self.shared), tuple(x for x in rows if x != "base")
         each = tuple(method.each(**self.each[label]) for label in labels)
-        whole, count = method.whole_rows(shared), rows[labels[0]].numel()
-        for start, stop in block_ranges(count, self.columns, whole_rows=whole, block=self.cut):
+        count = rows[labels[0]].numel()
+        target = Target(name, (count // self.columns, self.columns))
+        for start, stop in block_ranges(target, method.cut(shared, target), self.cut):
             held = {
                 label: values[start:stop]
                 for label, values in rows.items()
@@ -81,7 +83,7 @@ class Case:
             wide = {} if packed else {label: values.float() for label, values in held.items()}
             ordered = [held[x] for x in ("base", *labels) if x in held]
             yield Block(
-                name,
+                target,
                 start,
                 wide.pop("base", None),
                 tuple(wide[label] for label in labels if wide),
@@ -89,7 +91,6 @@ class Case:
                 each,
                 shared,
                 self.seed,
-                self.columns,
                 pack_tensors(ordered, based=method.needs_base, first=self.first)
                 if packed
                 else None,

@@ -19,6 +19,7 @@ from mergepipe.magprune import keep_probabilities
 from mergepipe.method import (
     Block,
     Scope,
+    Target,
     add_statistics,
     apply,
     load_method,
@@ -139,7 +140,7 @@ def test_the_majority_is_that_of_the_weighted_task_vectors():
 def blocks_of(base, models, each, shared, size):
     return [
         Block(
-            name,
+            Target(name, (len(base[name]),)),
             at,
             base[name][at : at + size],
             tuple(model[name][at : at + size] for model in models.values()),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,7 +34,7 @@ _TORCH_VIEWS = {
 def maker_for(step: Step, device: torch.device | None) -> Maker:
     """Choose: without a device the kernel of a method that has one, else torch on the CPU."""
     assert step.method is not None, "copies are not made"
-    if device is None and load_method(step.method).kernel_for(step.shared) is None:
+    if device is None and (step.then or load_method(step.method).kernel_for(step.shared) is None):
         import torch
 
         device = torch.device("cpu")
@@ -53,7 +54,7 @@ class Maker:
         assert step.shared is not None, "a step with a method has parameters"
         values = [] if self.device is None else self._tensors(packed)
         return Block(
-            tensor=step.name,
+            target=step.target,
             start=start,
             base=values.pop(0) if values and packed.based else None,
             models=tuple(values),
@@ -61,7 +62,6 @@ class Maker:
             each=step.each,
             shared=step.shared,
             seed=seed,
-            columns=step.columns,
             packed=packed if self.device is None else None,  # what it holds is what runs
         )
 
@@ -77,7 +77,18 @@ class Maker:
             found.append(stored.to(self.device, non_blocking=True).to(torch.float32))
         return found
 
-    def make(self, worker: Worker, block: Block[Any, Any], found: Any) -> NDArray[np.uint8]:
+    def merged(self, block: Block[Any, Any], found: Sequence[Any]) -> Block[Any, Any]:
+        """Give the block after as many calls as there are findings, as the next one sees it."""
+        calls = self.step.calls
+        for call, knowledge in zip(calls, found, strict=False):
+            block = replace(block, each=call.each, shared=call.shared)
+            block = replace(block, merged=call.method.merge(block, knowledge))
+        call = calls[min(len(found), len(calls) - 1)]
+        return replace(block, each=call.each, shared=call.shared) if found else block
+
+    def make(
+        self, worker: Worker, block: Block[Any, Any], found: Sequence[Any]
+    ) -> NDArray[np.uint8]:
         """Merge a block; the bytes of the result, in the output's dtype.
 
         Raises
@@ -89,18 +100,20 @@ class Maker:
         assert self.step.method is not None, "copies are not made"
         method = load_method(self.step.method)
         if self.device is not None:
-            exact = method.merge(block, found).contiguous()
+            merged = self.merged(block, found).merged
+            assert merged is not None, "all calls were made"
+            exact = merged.contiguous()
             data = _as_bytes(exact, self.step.dtype)
             return self._checked(worker, data, lambda: exact.cpu().numpy())
         assert block.packed is not None, "kernels take packed blocks"
         kernel, count = method.kernel_for(self.step.shared), block.packed.count
         assert kernel is not None, "a step without a device has a kernel"
         out = worker.out(count, KINDS.get(self.step.dtype, F32))
-        kernel(block, found, out)
+        kernel(block, found[0], out)
 
         def exact_values() -> NDArray[np.float32]:
             wide = Out(np.empty(4 * count, np.uint8), F32)
-            kernel(block, found, wide)
+            kernel(block, found[0], wide)
             return wide.data.view(np.float32)
 
         return self._checked(worker, self._narrowed(out), exact_values)

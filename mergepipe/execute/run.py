@@ -9,13 +9,13 @@ has read is read again, from the system's cache of files: as fast as from memory
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from xxhash import xxh3_128
 
@@ -120,6 +120,10 @@ def _finish(jobs: list[Future[None]]) -> None:
     assert all(job.done() for job in jobs), "a failed job was raised above"
 
 
+# (which call of the step, tensor) -> what its survey over the model found
+Found: TypeAlias = dict[tuple[int, str], Any]
+
+
 class _StoppedError(Exception):
     """Another tensor failed, or the user interrupted."""
 
@@ -153,34 +157,54 @@ class _Run:
         finally:
             self.workers.put(worker)
 
-    def survey_models(self, pool: ThreadPoolExecutor, done: Collection[str]) -> dict[str, Any]:
-        """Run the surveys whose scope is the model; what they found, by tensor."""
-        found = {}
-        for steps in model_scopes(self.plan.steps):
-            if all(step.name in done for step in steps):
-                continue
-            knowledge = _survey(steps, partial(self._measure_all, pool, steps))
-            found.update({step.name: knowledge for step in steps})
+    def survey_models(self, pool: ThreadPoolExecutor, done: Collection[str]) -> Found:
+        """Run the surveys whose scope is the model; what they found, by call and tensor."""
+        found: Found = {}
+        for at in range(max((len(step.calls) for step in self.plan.steps), default=0)):
+            for steps in model_scopes(self.plan.steps, at):
+                if all(step.name in done for step in steps):
+                    continue
+                measure_all = partial(self._measure_all, pool, steps, found, at)
+                knowledge = _survey(steps, at, measure_all)
+                found.update({(at, step.name): knowledge for step in steps})
         return found
 
     def _measure_all(
-        self, pool: ThreadPoolExecutor, steps: list[Step], measure: Measure
+        self, pool: ThreadPoolExecutor, steps: list[Step], found: Found, at: int, measure: Measure
     ) -> Iterator[Statistics]:
-        return pool.map(partial(self._measure, measure), steps)
+        return pool.map(partial(self._measure, measure, found, at), steps)
 
-    def _measure(self, measure: Measure, step: Step) -> Statistics:
+    def _measure(self, measure: Measure, found: Found, at: int, step: Step) -> Statistics:
         """Measure one tensor of a scope that is the model."""
         with self._worker(step) as worker:
             if step.name not in self.kept:
                 try:
-                    return self._measured(measure, worker, step)
+                    before = self._knowledge(worker, step, found, at)
+                    return self._measured(measure, worker, step, before)
                 except ModelNonFiniteError as fault:
                     self._keep(step, fault)
-            return self._measured(measure, worker, step)
+            return self._measured(measure, worker, step, self._knowledge(worker, step, found, at))
 
-    def _measured(self, measure: Measure, worker: Worker, step: Step) -> Statistics:
-        blocks = self._blocks(worker, step, measure)
-        return add_statistics(measure(block) for _, block in blocks)
+    def _knowledge(self, worker: Worker, step: Step, found: Found, calls: int) -> list[Any]:
+        """What the surveys of the first calls of a step found."""
+        known: list[Any] = []
+        for at in range(calls):
+            if (at, step.name) in found:
+                known.append(found[at, step.name])
+                continue
+
+            def measure_all(measure: Measure) -> list[Statistics]:
+                return [self._measured(measure, worker, step, known)]
+
+            known.append(_survey([step], at, measure_all))
+        return known
+
+    def _measured(
+        self, measure: Measure, worker: Worker, step: Step, before: list[Any]
+    ) -> Statistics:
+        """Measure what the calls before have merged; of the inputs, where there are none."""
+        blocks, maker = self._blocks(worker, step, measure), maker_for(step, self.device)
+        return add_statistics(measure(maker.merged(block, before)) for _, block in blocks)
 
     def _keep(self, step: Step, fault: NonFiniteError) -> None:
         """Let the base keep a tensor, or raise what is wrong with a model's."""
@@ -189,7 +213,7 @@ class _Run:
         problem = fault.problems[0]
         self.kept[step.name] = f"kept from the base: {problem.where} {problem.what}"
 
-    def make(self, step: Step, found: Mapping[str, Any]) -> None:
+    def make(self, step: Step, found: Found) -> None:
         """Make one output tensor."""
         with self._worker(step) as worker:
             if step.method is None:
@@ -204,12 +228,9 @@ class _Run:
                     return
             self._copy_base(worker, step)
 
-    def _merge(self, worker: Worker, step: Step, found: Mapping[str, Any]) -> None:
+    def _merge(self, worker: Worker, step: Step, found: Found) -> None:
         maker = maker_for(step, self.device)
-        if step.name in found:
-            knowledge = found[step.name]
-        else:
-            knowledge = _survey([step], lambda m: [self._measured(m, worker, step)])
+        knowledge = self._knowledge(worker, step, found, len(step.calls))
         hashers = [xxh3_128() for _ in step.all_inputs]
         for packed, block in self._blocks(worker, step):
             hash_rows(packed, hashers)
@@ -255,7 +276,7 @@ class _Run:
         source = step.inputs[0]
         hasher = xxh3_128()
         as_stored = source.name not in source.checkpoint.low_rank
-        for start, stop in block_ranges(step.numel, step.columns, whole_rows=False):
+        for start, stop in block_ranges(step.target):
             self._go_on()
             if as_stored and source.stored.dtype == step.dtype:
                 data = worker.raw(source, start, stop)
@@ -275,24 +296,29 @@ def _needs_torch(step: Step) -> bool:
     if step.method is None:
         return not is_plain(step.inputs[0]) and step.inputs[0].stored.dtype != step.dtype
     kernel = load_method(step.method).kernel_for(step.shared)
-    return kernel is None or step.dtype not in KINDS or not all(map(is_plain, step.all_inputs))
+    return (
+        bool(step.then)
+        or kernel is None
+        or step.dtype not in KINDS
+        or not all(map(is_plain, step.all_inputs))
+    )
 
 
-def _survey(steps: list[Step], measure_all: Callable[[Measure], Iterable[Statistics]]) -> Any:
-    """Run the survey of the steps' method, if it has one."""
-    assert steps[0].method is not None, "only merged tensors are surveyed"
-    method = load_method(steps[0].method)
+def _survey(
+    steps: list[Step], at: int, measure_all: Callable[[Measure], Iterable[Statistics]]
+) -> Any:
+    """Run the survey of one of the steps' calls, if it has one."""
+    method = steps[0].calls[at].method
     if method.survey is None:
         return None
-    survey = method.survey(scope_of(steps))
+    survey = method.survey(scope_of(steps, at))
     return run_survey(survey, lambda measure: add_statistics(measure_all(measure)))
 
 
 def step_ranges(step: Step) -> Iterator[tuple[int, int]]:
     """Give the blocks of a merged tensor."""
     assert step.method is not None, "only merged tensors have blocks"
-    rows = load_method(step.method).whole_rows(step.shared)
-    return block_ranges(step.numel, step.columns, whole_rows=rows)
+    return block_ranges(step.target, step.cut)
 
 
 def _bytes(inputs: Iterable[Input], count: int) -> int:

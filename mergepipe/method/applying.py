@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mergepipe.errors import Problems, did_you_mean
 from mergepipe.method.blocks import (
     BLOCK,
     Block,
+    Role,
     Scope,
+    Target,
     add_statistics,
     block_ranges,
     measure_blocks,
     run_survey,
+    strictest,
 )
-from mergepipe.method.kinds import Method, load_method
+from mergepipe.method.kinds import Method, load_method, load_post_step
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,6 +34,8 @@ def apply(
     each: Mapping[str, Mapping[str, Any]] | None = None,
     *,
     tensor: str = "tensor",
+    role: Role = "other",
+    then: Sequence[tuple[str, Mapping[str, Any]]] = (),
     seed: int = 0,
     block: int = BLOCK,
     **shared: Any,
@@ -38,7 +44,7 @@ def apply(
 
     `base` and `models` have one shape and any float dtype; the result has that shape, fp32.
     `each` gives per-model parameters by label, keywords are shared parameters (`lambda` as
-    `lambda_`).
+    `lambda_`), `then` post-steps and their parameters.
 
     >>> import torch
     >>> base, a, b = torch.zeros(2), torch.tensor([1.0, 2.0]), torch.tensor([3.0, -4.0])
@@ -58,38 +64,47 @@ def apply(
     each = each or {}
     _check_call(method, base, models, each)
     labels = tuple(models)
-    chosen = {label: method.each(**each.get(label, {})) for label in labels}
+    chosen = tuple(method.each(**each.get(label, {})) for label in labels)
     common = method.shared(**shared)
-    method.check(tuple(chosen.values()), common)
+    method.check(chosen, common)
     flat = [models[label].to(torch.float32).flatten() for label in labels]
     origin = None if base is None else base.to(torch.float32).flatten()
-    first = flat[0] if origin is None else origin
-    shape = next(iter(models.values())).shape
-    columns = shape[-1] if shape else 1
+    target = Target(tensor, tuple(next(iter(models.values())).shape), role)
+    posts = [(load_post_step(post), values) for post, values in then]
+    calls = [(method, chosen, common)]
+    calls += [(post, tuple(post.each() for _ in labels), post.shared(**v)) for post, v in posts]
+    cut = strictest(one.cut(values, target) for one, _, values in calls)
     blocks = [
         Block(
-            tensor=tensor,
+            target=target,
             start=start,
             base=None if origin is None else origin[start:stop],
             models=tuple(model[start:stop] for model in flat),
             labels=labels,
-            each=tuple(chosen.values()),
+            each=chosen,
             shared=common,
             seed=seed,
-            columns=columns,
         )
-        for start, stop in block_ranges(
-            first.numel(), columns, whole_rows=method.whole_rows(common), block=block
-        )
+        for start, stop in block_ranges(target, cut, block)
     ]
-    found = None
+    merged: list[Tensor] = []
+    for one, parameters, values in calls:
+        merged = _called(one, [replace(part, each=parameters, shared=values) for part in blocks])
+        blocks = [replace(part, merged=done) for part, done in zip(blocks, merged, strict=True)]
+    return torch.cat(merged).reshape(target.shape)
+
+
+def _called(method: Method[Any, Any], blocks: Sequence[Block[Any, Any]]) -> list[Tensor]:
+    """Merge the blocks of one tensor, after the method's survey of them."""
+    first, found = blocks[0], None
     if method.survey is not None:
-        scope = Scope(dict.fromkeys(labels, first.numel()), chosen, common)
+        each = dict(zip(first.labels, first.each, strict=True))
+        sizes = dict.fromkeys(first.labels, first.target.numel)
+        scope = Scope(sizes, each, first.shared, (first.target,))
         found = run_survey(
             method.survey(scope), lambda measure: add_statistics(measure_blocks(measure, blocks))
         )
-    merged = torch.cat([method.merge(part, found) for part in blocks])
-    return merged.reshape(shape)
+    return [method.merge(part, found) for part in blocks]
 
 
 def _check_call(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 from typing_extensions import Self
@@ -18,18 +18,22 @@ if TYPE_CHECKING:
 __all__ = [
     "BLOCK",
     "Block",
+    "Cut",
     "EachT",
     "Measure",
     "Parameters",
+    "Role",
     "Sampled",
     "Scope",
     "SharedT",
     "Statistics",
     "Survey",
+    "Target",
     "add_statistics",
     "block_ranges",
     "measure_blocks",
     "run_survey",
+    "strictest",
 ]
 
 BLOCK = 1 << 20  # elements; part of the definition of fp64 sums, so changing it changes bytes
@@ -45,6 +49,34 @@ class Parameters(BaseModel):
     )
 
 
+Role: TypeAlias = Literal["embedding", "head", "other"]  # a table of rows, the last layer, others
+Cut: TypeAlias = Literal["anywhere", "rows", "matrices"]  # how small blocks may be
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The output tensor that a block is a run of."""
+
+    name: str
+    shape: tuple[int, ...] = ()
+    role: Role = "other"
+
+    @property
+    def numel(self) -> int:
+        """Elements of the tensor."""
+        return math.prod(self.shape)
+
+    @property
+    def columns(self) -> int:
+        """Extent of the last dimension; 1 for a scalar."""
+        return self.shape[-1] if self.shape else 1
+
+    @property
+    def matrix(self) -> tuple[int, int] | None:
+        """Rows and columns of a matrix, or of each of those stacked in it; None for a vector."""
+        return (self.shape[-2], self.shape[-1]) if len(self.shape) > 1 else None
+
+
 EachT = TypeVar("EachT", bound=Parameters)
 SharedT = TypeVar("SharedT", bound=Parameters)
 
@@ -54,10 +86,10 @@ class Block(Generic[EachT, SharedT]):
     """A run of elements of one tensor, as a method sees it: fp32, flattened.
 
     For a method's CPU kernel the run comes as it is stored, in `packed`; `base` and `models` are
-    then empty.
+    then empty. A post-step is also given what was merged so far.
     """
 
-    tensor: str
+    target: Target
     start: int  # flat index of the first element
     base: Tensor | None
     models: tuple[Tensor, ...]  # those that have the tensor, in recipe order
@@ -65,8 +97,20 @@ class Block(Generic[EachT, SharedT]):
     each: tuple[EachT, ...]
     shared: SharedT
     seed: int = 0
-    columns: int = 1  # extent of the tensor's last dimension
     packed: Packed | None = None
+    merged: Tensor | None = None
+
+    @property
+    def tensor(self) -> str:
+        """The name of the tensor."""
+        return self.target.name
+
+    @property
+    def update(self) -> Tensor:
+        """What was merged so far, less the base: what a post-step works on."""
+        assert self.merged is not None, "only post-steps come after a merge"
+        assert self.base is not None, "a post-step needs a base"
+        return self.merged - self.base
 
     def head(self, count: int) -> Self:
         """Give the block's first `count` elements."""
@@ -75,6 +119,7 @@ class Block(Generic[EachT, SharedT]):
             base=None if self.base is None else self.base[:count],
             models=tuple(model[:count] for model in self.models),
             packed=None if self.packed is None else self.packed.head(count),
+            merged=None if self.merged is None else self.merged[:count],
         )
 
     def row(self, label: str) -> int:
@@ -123,15 +168,30 @@ class Scope(Generic[EachT, SharedT]):
     sizes: Mapping[str, int]  # label -> number of elements the model has in the scope
     each: Mapping[str, EachT]
     shared: SharedT
+    targets: tuple[Target, ...] = ()
 
 
 def block_ranges(
-    numel: int, columns: int, *, whole_rows: bool, block: int = BLOCK
+    target: Target, cut: Cut = "anywhere", block: int = BLOCK
 ) -> Iterator[tuple[int, int]]:
-    """Give start and stop of each block of a tensor; one without elements is one empty block."""
-    step = max(block // columns, 1) * columns if whole_rows and columns else block
-    for start in range(0, max(numel, 1), step):
-        yield start, min(start + step, numel)
+    """Give start and stop of each block of a tensor; one without elements is one empty block.
+
+    A block cut at `rows` holds whole runs along the last dimension, one cut at `matrices` one
+    matrix; a vector is one row, and cut as such.
+    """
+    step, columns = block, target.columns
+    if cut == "matrices" and target.matrix is not None:
+        step = max(math.prod(target.matrix), 1)
+    elif cut != "anywhere" and columns:
+        step = max(block // columns, 1) * columns
+    for start in range(0, max(target.numel, 1), step):
+        yield start, min(start + step, target.numel)
+
+
+def strictest(cuts: Iterable[Cut]) -> Cut:
+    """Give the cut that does for all of these."""
+    order: tuple[Cut, ...] = ("anywhere", "rows", "matrices")
+    return max(cuts, key=order.index)
 
 
 def add_statistics(parts: Iterable[Statistics]) -> Statistics:

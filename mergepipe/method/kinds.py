@@ -11,14 +11,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias
 
 from mergepipe.errors import InputError, Problem, did_you_mean
-from mergepipe.method.blocks import Block, EachT, Scope, SharedT, Survey
+from mergepipe.method.blocks import Block, Cut, EachT, Scope, SharedT, Survey, Target
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from mergepipe.kernels.packed import Out
 
-__all__ = ["Kernel", "Method", "load_method", "method_names"]
+__all__ = [
+    "Kernel",
+    "Method",
+    "load_method",
+    "load_post_step",
+    "method_names",
+    "post_step_names",
+]
 
 Kernel: TypeAlias = "Callable[[Block[Any, Any], Any, Out], None]"
 
@@ -32,9 +39,9 @@ def _no_sweep(_shared: Any) -> int:
     return 0
 
 
-def _any_cut(_shared: Any) -> bool:
+def _any_cut(_shared: Any, _target: Target) -> Cut:
     """Say that blocks may begin and end anywhere in a row."""
-    return False
+    return "anywhere"
 
 
 def _always(_shared: Any) -> bool:
@@ -48,13 +55,14 @@ def _per_tensor(_each: Any, _shared: Any) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Method(Generic[EachT, SharedT]):
-    """A merge method; the last line of its file makes one.
+    """A merge method, or a post-step; the last line of its file makes one.
 
     `scope(each, shared)`, asked for one model, is None where the survey runs over one tensor, else
     what it depends on: the survey then runs over all tensors for which that is the same.
     `check(each, shared)` raises ValueError for parameters that are wrong only together.
-    `sweeps(shared)` says how often the survey reads the inputs, at most. With `whole_rows(shared)`
-    a block holds whole rows: runs along the last dimension; a 1-D tensor is one row.
+    A method with an `optional_base` works on task vectors where a base is named.
+    `sweeps(shared)` says how often the survey reads the inputs, at most. `cut(shared, target)`
+    says whether blocks hold whole rows (runs along the last dimension), or one matrix each.
     `kernel(block, found, out)` is `merge` of a packed block, bit for bit, for those parameters for
     which there is one (`has_kernel(shared)`); what the survey measures then takes such blocks too.
     """
@@ -68,15 +76,21 @@ class Method(Generic[EachT, SharedT]):
     scope: Callable[[EachT, SharedT], Hashable | None] = _per_tensor
     check: Callable[[Sequence[EachT], SharedT], None] = _accept
     sweeps: Callable[[SharedT], int] = _no_sweep
-    whole_rows: Callable[[SharedT], bool] = _any_cut
+    cut: Callable[[SharedT, Target], Cut] = _any_cut
     kernel: Kernel | None = None
     has_kernel: Callable[[SharedT], bool] = _always
+    optional_base: bool = False
+    against: str = ""  # the implementations its tests compare it with
     name: str = ""
     doc: str = ""
 
     def kernel_for(self, shared: SharedT) -> Kernel | None:
         """Give the CPU kernel for these parameters, if there is one."""
         return self.kernel if self.has_kernel(shared) else None
+
+    def uses_base(self, *, named: bool) -> bool:
+        """Whether a merge reads the base, where a base is `named` or not."""
+        return self.needs_base or (self.optional_base and named)
 
     @property
     def summary(self) -> str:
@@ -87,7 +101,17 @@ class Method(Generic[EachT, SharedT]):
 @cache
 def method_names() -> tuple[str, ...]:
     """Give the names of all methods, sorted, without importing any."""
-    folder = Path(__file__).parents[1] / "methods"
+    return _names("methods")
+
+
+@cache
+def post_step_names() -> tuple[str, ...]:
+    """Give the names of all post-steps, sorted, without importing any."""
+    return _names("post_steps")
+
+
+def _names(package: str) -> tuple[str, ...]:
+    folder = Path(__file__).parents[1] / package
     return tuple(sorted(found.name for found in pkgutil.iter_modules([str(folder)])))
 
 
@@ -101,10 +125,25 @@ def load_method(name: str) -> Method[Any, Any]:
         if there is no such method; the message names the nearest.
 
     """
-    if name not in method_names():
-        raise InputError(
-            Problem("method", f"unknown method '{name}'{did_you_mean(name, method_names())}")
-        )
-    module = importlib.import_module(f"mergepipe.methods.{name}")
+    return _load("methods", name, method_names(), "method")
+
+
+@cache
+def load_post_step(name: str) -> Method[Any, Any]:
+    """Import the post-step `name`: a method that is given what was merged, and the inputs.
+
+    Raises
+    ------
+    InputError
+        if there is no such post-step; the message names the nearest.
+
+    """
+    return _load("post_steps", name, post_step_names(), "post-step")
+
+
+def _load(package: str, name: str, names: tuple[str, ...], kind: str) -> Method[Any, Any]:
+    if name not in names:
+        raise InputError(Problem(kind, f"unknown {kind} '{name}'{did_you_mean(name, names)}"))
+    module = importlib.import_module(f"mergepipe.{package}.{name}")
     method: Method[Any, Any] = module.METHOD
     return replace(method, name=name, doc=module.__doc__ or "")

@@ -29,9 +29,9 @@ from mergepipe.breadcrumbs import (
     MaskScope,
     Tails,
     bands,
+    cut,
     drop_tails,
     has_kernel,
-    in_rows,
     survey_tails,
     tail_sweeps,
 )
@@ -83,7 +83,7 @@ METHOD = Method(
     models=(1, None),
     survey=survey_tails,
     sweeps=tail_sweeps,
-    whole_rows=in_rows,
+    cut=cut,
     kernel=kernel,
     has_kernel=has_kernel,
 )

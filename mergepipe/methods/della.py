@@ -31,12 +31,12 @@ from pydantic import Field
 from mergepipe.delta import Election, add_packed, add_update, agreeing, combine, packed_election
 from mergepipe.magprune import (
     Rescale,
+    by_rows,
     check_probabilities,
     prune,
     pruned,
     rescale_sweeps,
     survey_rescale,
-    whole_rows,
 )
 from mergepipe.method import Block, Method, Parameters
 
@@ -87,6 +87,6 @@ METHOD = Method(
     survey=survey_rescale,
     check=check_probabilities,
     sweeps=rescale_sweeps,
-    whole_rows=whole_rows,
+    cut=by_rows,
     kernel=kernel,
 )

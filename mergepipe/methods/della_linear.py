@@ -28,12 +28,12 @@ from pydantic import Field
 from mergepipe.delta import add_packed, add_update, combine, packed_sum
 from mergepipe.magprune import (
     Rescale,
+    by_rows,
     check_probabilities,
     prune,
     pruned,
     rescale_sweeps,
     survey_rescale,
-    whole_rows,
 )
 from mergepipe.method import Block, Method, Parameters
 
@@ -82,6 +82,6 @@ METHOD = Method(
     survey=survey_rescale,
     check=check_probabilities,
     sweeps=rescale_sweeps,
-    whole_rows=whole_rows,
+    cut=by_rows,
     kernel=kernel,
 )

@@ -9,7 +9,7 @@ is stored or tied to the input embedding. Anything else that differs is a fault.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,14 +22,28 @@ from mergepipe.checkpoint import (
     read_range,
 )
 from mergepipe.errors import Problems, printable
+from mergepipe.method import Role
 
-__all__ = ["Alignment", "align", "head_name", "is_buffer", "place_of", "shown_names"]
+__all__ = [
+    "Alignment",
+    "align",
+    "head_name",
+    "is_buffer",
+    "place_of",
+    "role_of",
+    "shown_names",
+]
 
 # What a module keeps beside its parameters; derived from the configuration, never merged.
 _BUFFER = re.compile(
     r"(^|\.)((original_)?inv_freq|position_ids|token_type_ids|masked_bias|attn\.bias"
     r"|num_batches_tracked|rotary_emb\.(cos|sin)_cached)$"
 )
+# Modules that look rows up: words, positions, kinds of segments.
+_TABLE = re.compile(
+    r"(^|\.)(w[tp]e|shared|(\w+_)?embed(ding|s|dings|_in|_tokens|_positions)?)(\.weight)?$"
+)
+_HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output_projection)(\.weight)?$")
 _HEAD_SUFFIX = re.compile(r"(For[A-Z]|LMHead|DoubleHeads|Model$|PreTrained)")
 # (old, new) endings of one tensor's name; loaders know both.
 _SPELLINGS = (
@@ -38,6 +52,7 @@ _SPELLINGS = (
     (".weight_g", ".parametrizations.weight.original0"),
     (".weight_v", ".parametrizations.weight.original1"),
 )
+_MATRIX = 2
 _SAMPLE = 4096  # elements
 _SAMPLES = 16
 
@@ -67,6 +82,15 @@ def shown_names(names: Collection[str], most: int = 3) -> str:
 def head_name(names: Iterable[str]) -> str | None:
     """Give the output head among tensor names: `lm_head.weight`, on its own or inside a part."""
     return next((name for name in names if f".{name}".endswith(".lm_head.weight")), None)
+
+
+def role_of(name: str, shape: Sequence[int]) -> Role:
+    """Tell tables of rows and output heads from other tensors, by their names."""
+    if len(shape) != _MATRIX:
+        return "other"
+    if _HEAD.search(name):
+        return "head"
+    return "embedding" if _TABLE.search(name) else "other"
 
 
 def align(donor: Checkpoint, model: Checkpoint, problems: Problems) -> Alignment | None:

@@ -13,7 +13,7 @@ from mergepipe.checkpoint import DTYPES, Checkpoint, Stored, layer_of
 from mergepipe.errors import Problems, printable
 from mergepipe.method import load_method
 from mergepipe.plan.account import account, check_words
-from mergepipe.plan.align import Alignment, align, is_buffer, place_of, shown_names
+from mergepipe.plan.align import Alignment, align, is_buffer, place_of, role_of, shown_names
 from mergepipe.plan.layout import Layout, arrange
 from mergepipe.plan.steps import Dropped, Input, Step
 from mergepipe.plan.values import Values
@@ -179,18 +179,21 @@ class _Planner:
             return self._copy(name, self.donor.label, name, "only the base has it", fit)
         depth = self.values.depth(name)
         each, shared = self.values.at(method, fit, tuple(one.label for one in inputs), depth)
+        uses_base = method.uses_base(named=self.spec.base is not None)
         return Step(
             name=name,
             dtype=self._output_dtype(stored),
             shape=stored.shape,
             method=method.name,
-            base=Input(self.donor.label, self.donor, name) if method.needs_base else None,
+            base=Input(self.donor.label, self.donor, name) if uses_base else None,
             inputs=inputs,
             each=each,
             shared=shared,
             rule=fit,
             depth=depth,
             reason=f"where[{fit}]" if fit is not None else "merge",
+            role=role_of(name, stored.shape),
+            then=self.values.then(fit, depth),
         )
 
     def _inputs(self, name: str, stored: Stored) -> tuple[Input, ...]:

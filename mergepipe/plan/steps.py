@@ -7,9 +7,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from mergepipe.checkpoint import DTYPES, Checkpoint, Stored
-from mergepipe.method import BLOCK, Parameters, load_method
+from mergepipe.method import (
+    BLOCK,
+    Cut,
+    Method,
+    Parameters,
+    Role,
+    Target,
+    load_method,
+    load_post_step,
+    strictest,
+)
 
-__all__ = ["Dropped", "Input", "Step"]
+__all__ = ["Call", "Dropped", "Input", "Step"]
+
+_WORKSPACE = 12  # fp64 matrices that a decomposition holds at once, about
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +39,15 @@ class Input:
 
 
 @dataclass(frozen=True, slots=True)
+class Call:
+    """A method or a post-step with its parameters for one tensor."""
+
+    method: Method[Any, Any]
+    each: tuple[Parameters, ...]
+    shared: Parameters
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """How one output tensor is made. Without a method, `inputs[0]` is copied."""
 
@@ -41,6 +62,29 @@ class Step:
     rule: int | None  # index into the merge's `where`
     depth: float
     reason: str
+    role: Role = "other"
+    then: tuple[tuple[str, Parameters], ...] = ()  # post-steps in order
+
+    @property
+    def target(self) -> Target:
+        """The tensor as methods see it."""
+        return Target(self.name, self.shape, self.role)
+
+    @property
+    def calls(self) -> tuple[Call, ...]:
+        """The method's call and those of the post-steps; none for a copy."""
+        if self.method is None or self.shared is None:
+            return ()
+        posts = [(load_post_step(name), shared) for name, shared in self.then]
+        return (
+            Call(load_method(self.method), self.each, self.shared),
+            *(Call(post, tuple(post.each() for _ in self.inputs), v) for post, v in posts),
+        )
+
+    @property
+    def cut(self) -> Cut:
+        """How small its blocks may be."""
+        return strictest(call.method.cut(call.shared, self.target) for call in self.calls)
 
     @property
     def numel(self) -> int:
@@ -60,10 +104,8 @@ class Step:
     @property
     def sweeps(self) -> int:
         """How often the inputs are read, at most: surveys, and once to merge."""
-        if self.method is None:
-            return 1
-        method: Any = load_method(self.method)
-        return 1 + int(method.sweeps(self.shared))
+        # A post-step's survey reads all inputs again, to merge them first.
+        return 1 + sum(call.method.sweeps(call.shared) for call in self.calls)
 
     @property
     def bytes_read(self) -> int:
@@ -74,20 +116,26 @@ class Step:
     def working_bytes(self) -> int:
         """Memory that one worker needs for this tensor, at least: a block of inputs and result."""
         wide = max(DTYPES[one.stored.dtype].itemsize for one in self.all_inputs)
-        if self.method is None:
+        if self.method is None or self.shared is None:
             return 2 * wide * min(self.numel, BLOCK)
-        method: Any = load_method(self.method)
-        block = BLOCK
-        if method.whole_rows(self.shared):
-            block = max(BLOCK, self.columns)
-        rows = len(self.all_inputs)
+        rows, cut = len(self.all_inputs), self.cut
         bytes_each = (rows + 1) * max(wide, 4)
         # Copies of rows that are ranked; in torch, of everything, and temporaries.
-        if method.whole_rows(self.shared):
+        if cut == "rows":
             bytes_each += 8 * (rows + 2)
-        if method.kernel_for(self.shared) is None:
+        if cut == "matrices":
+            bytes_each += 8 * (2 * rows + _WORKSPACE)
+        if self.then or load_method(self.method).kernel_for(self.shared) is None:
             bytes_each += 4 * (2 * rows + 4)
-        return bytes_each * min(self.numel, block)
+        return bytes_each * self.block
+
+    @property
+    def block(self) -> int:
+        """Elements of its largest block."""
+        if self.cut == "matrices" and self.target.matrix is not None:
+            return min(self.numel, math.prod(self.target.matrix))
+        least = BLOCK if self.cut == "anywhere" else self.columns
+        return min(self.numel, max(BLOCK, least))
 
 
 @dataclass(frozen=True, slots=True)

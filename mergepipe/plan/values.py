@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from mergepipe.checkpoint import Checkpoint, layer_of
 from mergepipe.errors import Problems
-from mergepipe.method import Method, Parameters
+from mergepipe.method import Method, Parameters, load_post_step
 from mergepipe.recipe import MergeSpec, Settings, at_depth
 
 __all__ = ["Values"]
@@ -24,6 +24,7 @@ class Values:
     def __init__(self, spec: MergeSpec, donor: Checkpoint, problems: Problems) -> None:
         self.spec, self.problems = spec, problems
         self._stacks = _stack_lengths(donor)
+        self._posts: dict[object, tuple[tuple[str, Parameters], ...]] = {}
         self._known: dict[object, tuple[tuple[Parameters, ...], Parameters]] = {}
 
     def depth(self, name: str) -> float:
@@ -42,6 +43,18 @@ class Values:
         if key not in self._known:
             self._known[key] = self._resolve(method, fit, labels, depth)
         return self._known[key]
+
+    def then(self, fit: int | None, depth: float) -> tuple[tuple[str, Parameters], ...]:
+        """Give the post-steps of a tensor and their parameters."""
+        rule = None if fit is None else self.spec.rules[fit]
+        posts = self.spec.then if rule is None or rule.then is None else rule.then
+        key = (fit, depth)
+        if key not in self._posts:
+            self._posts[key] = tuple(
+                (post.name, _build(load_post_step(post.name).shared, depth, post.settings, {}))
+                for post in posts
+            )
+        return self._posts[key]
 
     def _resolve(
         self, method: Method[Any, Any], fit: int | None, labels: tuple[str, ...], depth: float

@@ -114,6 +114,9 @@ class RuleFields(OpenFields):
     )
     method: str | None = Field(None, description="another method for these tensors")
     take: Label | None = Field(None, description="copy these tensors from this model")
+    then: list[str | dict[str, dict[str, Any] | None]] | None = Field(
+        None, description="other post-steps for these tensors"
+    )
 
 
 class MergeFields(OpenFields):
@@ -125,6 +128,9 @@ class MergeFields(OpenFields):
         dict[Label, dict[str, Any] | None], BeforeValidator(_as_mapping), Field(min_length=1)
     ]
     where: list[RuleFields] = []
+    then: list[str | dict[str, dict[str, Any] | None]] = Field(
+        default=[], description="post-steps: `- lines` or `- lines: {beta: 0.5}`"
+    )
 
 
 class StageFields(Fields):

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mergepipe.errors import Problems, did_you_mean
-from mergepipe.method import Method, load_method, method_names
+from mergepipe.method import (
+    Method,
+    load_method,
+    load_post_step,
+    method_names,
+    post_step_names,
+)
 from mergepipe.recipe.document import Document, FieldPath
 from mergepipe.recipe.fields import MergeFields, RecipeFields, RuleFields
 from mergepipe.recipe.settings import Settings, check_settings, field_names
-from mergepipe.recipe.spec import MergeSpec, Rule
+from mergepipe.recipe.spec import MergeSpec, PostStep, Rule
 
 __all__ = ["MergeReader"]
 
@@ -119,7 +125,51 @@ class MergeReader:
             rules=tuple(
                 self._rule(rule, fields, (*path, "where", i)) for i, rule in enumerate(fields.where)
             ),
+            then=self._then(fields.then, fields, (*path, "then")),
         )
+
+    def _then(
+        self,
+        entries: Sequence[str | dict[str, dict[str, Any] | None]],
+        merge: MergeFields,
+        path: FieldPath,
+    ) -> tuple[PostStep, ...]:
+        posts = []
+        for i, entry in enumerate(entries):
+            place = (*path, i)
+            named = {entry: None} if isinstance(entry, str) else entry
+            if len(named) != 1:
+                self.problems.add(
+                    self.document.where(place), "one post-step an entry", "`- lines: {beta: 0.5}`"
+                )
+                continue
+            name, values = next(iter(named.items()))
+            if name not in post_step_names():
+                self.problems.add(
+                    self.document.where(place),
+                    f"unknown post-step '{name}'{did_you_mean(name, post_step_names())}",
+                )
+                continue
+            settings = check_settings(
+                values or {},
+                load_post_step(name).shared,
+                name,
+                (self.document, (*place, name)),
+                self.problems,
+            )
+            posts.append(PostStep(name, settings))
+        if posts and (merge.base is None or not self._reads_base(merge.method)):
+            self.problems.add(
+                self.document.where(path),
+                f"{posts[0].name} works on what a merge adds to its base, and {merge.method} has "
+                "none",
+                "use a method on task vectors",
+            )
+        return tuple(posts)
+
+    @staticmethod
+    def _reads_base(method: str) -> bool:
+        return method not in method_names() or load_method(method).uses_base(named=True)
 
     def _method(self, name: str, path: FieldPath) -> Method[Any, Any] | None:
         if name in method_names():
@@ -172,7 +222,7 @@ class MergeReader:
                 "add `base: <label>`, the model that the others were fine-tuned from",
             )
         where = self.document.where((*path, "models"))
-        if method.needs_base and fields.base in fields.models:
+        if method.uses_base(named=True) and fields.base in fields.models:
             self.problems.add(where, f"'{fields.base}' is the base of {method.name}: list it once")
         wrong = _wrong_number(method, tuple(fields.models))
         if wrong:
@@ -202,6 +252,7 @@ class MergeReader:
             take=fields.take,
             each=each,
             shared=shared,
+            then=None if fields.then is None else self._then(fields.then, merge, (*path, "then")),
         )
 
     def _rule_settings(

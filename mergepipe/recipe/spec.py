@@ -10,9 +10,17 @@ from typing import Any, Literal, TypeAlias
 from mergepipe.checkpoint import ModelSource
 from mergepipe.recipe.settings import Settings
 
-__all__ = ["EvaluationSpec", "MergeSpec", "NanPolicy", "OutputSpec", "Recipe", "Rule"]
+__all__ = ["EvaluationSpec", "MergeSpec", "NanPolicy", "OutputSpec", "PostStep", "Recipe", "Rule"]
 
 NanPolicy: TypeAlias = Literal["refuse", "base", "allow"]
+
+
+@dataclass(frozen=True, slots=True)
+class PostStep:
+    """What follows a merge: its name and parameters."""
+
+    name: str
+    settings: Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +33,7 @@ class Rule:
     take: str | None
     each: Mapping[str, Settings]
     shared: Settings
+    then: tuple[PostStep, ...] | None = None  # None: as in the merge
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +47,7 @@ class MergeSpec:
     each: Mapping[str, Settings]
     shared: Settings
     rules: tuple[Rule, ...]
+    then: tuple[PostStep, ...] = ()
 
     @property
     def donor(self) -> str:
