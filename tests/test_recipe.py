@@ -22,7 +22,7 @@ from recipe_texts import (
     refusal,
 )
 
-from mergepipe.recipe import at_depth
+from mergepipe.recipe import Gradient, at_depth
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_a_gradient_between_rising_anchors_rises(gradient, one, other):
 @unhurried
 @given(numbers, depths, st.integers(1, 9))
 def test_a_gradient_of_equal_anchors_is_constant(value, depth, count):
-    assert at_depth((value,) * count, depth) == at_depth(value, depth) == value
+    assert at_depth((value,) * count, depth) == value
 
 
 # Rules
@@ -120,7 +120,7 @@ def test_a_gradient_of_equal_anchors_is_constant(value, depth, count):
 def test_rules_tell_models_from_parameters_of_the_merge(tmp_path):
     norm, mlp, query = parsed(tmp_path, RULES).merges["merge"].rules
     assert (norm.globs, norm.method, norm.each) == (("*norm*",), "linear", {"a": {"weight": 0.9}})
-    assert (mlp.globs, mlp.each) == (("*.mlp.*", "x"), {"a": {"weight": (0.2, 0.8)}})
+    assert (mlp.globs, mlp.each) == (("*.mlp.*", "x"), {"a": {"weight": Gradient((0.2, 0.8))}})
     assert (mlp.method, mlp.shared) == (None, {"lambda": 0.5})
     assert (query.take, query.each, query.shared) == ("b", {}, {})
 

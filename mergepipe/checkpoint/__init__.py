@@ -1,7 +1,7 @@
 """Checkpoints on disk: headers read and checked first, then values, one range at a time."""
 
-from mergepipe.checkpoint.config import family
-from mergepipe.checkpoint.names import embedding_name, layer_of
+from mergepipe.checkpoint.config import depth_of, family, with_layers
+from mergepipe.checkpoint.names import embedding_name, layer_of, stacks
 from mergepipe.checkpoint.opening import Checkpoint, open_checkpoint
 from mergepipe.checkpoint.source import ModelSource
 from mergepipe.checkpoint.tensors import (
@@ -22,6 +22,7 @@ __all__ = [
     "LowRank",
     "ModelSource",
     "Stored",
+    "depth_of",
     "embedding_name",
     "family",
     "layer_of",
@@ -29,5 +30,7 @@ __all__ = [
     "read_into",
     "read_range",
     "read_values",
+    "stacks",
     "torch_dtype",
+    "with_layers",
 ]

@@ -6,7 +6,7 @@ passed over: only what config and weights both say, and say differently, is a fa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
 from mergepipe.checkpoint.files import FileFaultError, Place, find_nan, read_json, report
@@ -59,6 +59,29 @@ def family(config: Mapping[str, Any]) -> tuple[str, str]:
         model_type if isinstance(model_type, str) else "",
         first if isinstance(first, str) else "",
     )
+
+
+def depth_of(config: Mapping[str, Any]) -> int | None:
+    """Give the number of layers that a configuration says."""
+    found = _first(config, _LAYERS)
+    return found[1] if found else None
+
+
+def with_layers(config: Mapping[str, Any], sources: Sequence[int]) -> dict[str, Any]:
+    """Give the configuration of a model whose layers are these of another's, in this order.
+
+    What is listed layer by layer (`layer_types`) is put in that order too.
+    """
+    depth = depth_of(config)
+
+    def changed(key: str, value: Any) -> Any:
+        if key in _LAYERS and value == depth:
+            return len(sources)
+        if isinstance(value, list) and len(value) == depth and key.startswith("layer"):
+            return [value[at] for at in sources]
+        return with_layers(value, sources) if key in _LANGUAGE else value
+
+    return {key: changed(key, value) for key, value in config.items()}
 
 
 def _value_faults(config: Mapping[str, Any]) -> list[str]:

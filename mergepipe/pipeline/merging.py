@@ -237,4 +237,5 @@ def _write_companions(prepared: Prepared, folder: Path, problems: Problems) -> N
         chat_template=folders[recipe.chat_template] if recipe.chat_template else tokenizer,
         dtype=recipe.output.dtype,
         problems=problems,
+        layers=prepared.plans[-1].layers,
     )

@@ -93,12 +93,19 @@ def role_of(name: str, shape: Sequence[int]) -> Role:
     return "embedding" if _TABLE.search(name) else "other"
 
 
-def align(donor: Checkpoint, model: Checkpoint, problems: Problems) -> Alignment | None:
-    """Find the model's tensors by the donor's names; None if it is another architecture."""
+def align(
+    donor: Checkpoint, model: Checkpoint, problems: Problems, *, same_depth: bool = True
+) -> Alignment | None:
+    """Find the model's tensors by the donor's names; None if it is another architecture.
+
+    With `same_depth`, models of other numbers of layers are refused.
+    """
     if model is donor:
         own = {name: name for name in donor.tensors}
         return Alignment(donor, own, _copies(donor), heads_differ=False, notes=_doubts(donor))
-    if not _same_family(donor, model, problems) or not _same_depth(donor, model, problems):
+    if not _same_family(donor, model, problems):
+        return None
+    if same_depth and not _same_depth(donor, model, problems):
         return None
     ours, theirs = family(donor.config)[1], family(model.config)[1]
     heads_differ = ours != theirs or not ours  # old configurations do not say

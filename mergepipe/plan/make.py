@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from mergepipe.checkpoint import DTYPES, Checkpoint, Stored, layer_of
+from mergepipe.checkpoint import DTYPES, Checkpoint, Stored, layer_of, with_layers
 from mergepipe.errors import Problems, printable
 from mergepipe.method import load_method
 from mergepipe.plan.account import account, check_words
 from mergepipe.plan.align import Alignment, align, is_buffer, place_of, role_of, shown_names
 from mergepipe.plan.layout import Layout, arrange
+from mergepipe.plan.slices import Wanted, layer_sources, wanted
 from mergepipe.plan.steps import Dropped, Input, Step
 from mergepipe.plan.values import Values
-from mergepipe.recipe import MergeSpec, NanPolicy, Rule
+from mergepipe.recipe import MergeSpec, NanPolicy, Place, Rule
 
 __all__ = ["Plan", "make_plan"]
 
@@ -36,6 +37,8 @@ class Plan:
     dropped: tuple[Dropped, ...]
     layout: Layout
     nan_policy: NanPolicy = "refuse"
+    # Where layers were put together: the layer of the donor that each of the result is like.
+    layers: tuple[int, ...] | None = None
 
     @cached_property
     def bytes_read(self) -> int:
@@ -65,7 +68,9 @@ class Plan:
         return Checkpoint(
             label=self.name,
             folder=self.donor.folder,
-            config=self.donor.config,
+            config=self.donor.config
+            if self.layers is None
+            else with_layers(self.donor.config, self.layers),
             tensors=tensors,
             low_rank={},
             aliases={},
@@ -104,7 +109,8 @@ def make_plan(
     check_words(tokenizer or planner.donor, steps, problems)
     dropped = account(planner.donor, planner.models, steps, problems)
     layout = arrange([(s.name, s.dtype, s.shape) for s in steps], max_shard_bytes)
-    return Plan(name, spec, seed, planner.donor, steps, dropped, layout, nan_policy)
+    layers = layer_sources(spec)
+    return Plan(name, spec, seed, planner.donor, steps, dropped, layout, nan_policy, layers)
 
 
 class _Planner:
@@ -121,10 +127,11 @@ class _Planner:
         self.dtype = _OUTPUT_DTYPES[dtype] if dtype else None
         self.donor = self.like = checkpoints[spec.donor]
         taken = [rule.take for rule in spec.rules if rule.take is not None]
-        labels = dict.fromkeys((spec.donor, *spec.models, *taken))
+        bases = [part.base for part in spec.slices if part.base is not None]
+        labels = dict.fromkeys((spec.donor, *spec.models, *bases, *taken))
         self.models: dict[str, Alignment] = {}
         for label in labels:
-            alignment = align(self.donor, checkpoints[label], problems)
+            alignment = align(self.donor, checkpoints[label], problems, same_depth=not spec.slices)
             if alignment is not None:
                 self.models[label] = alignment
                 for note in alignment.notes:
@@ -142,12 +149,8 @@ class _Planner:
 
     def steps(self) -> tuple[Step, ...]:
         """Decide every output tensor, in the donor's order; tensors only taken come last."""
-        tied = self.models[self.spec.donor].copies
-        planned = [
-            self._step(name, stored)
-            for name, stored in self.donor.tensors.items()
-            if name not in tied
-        ]
+        all_wanted = wanted(self.spec, self.models, self.values, self.problems)
+        planned = [self._step(one) for one in all_wanted]
         planned += self._taken_only()
         self._report()
         return tuple(planned)
@@ -163,88 +166,98 @@ class _Planner:
                     self.shadowed[i] += 1
         return first
 
-    def _step(self, name: str, stored: Stored) -> Step:
+    def _step(self, one: Wanted) -> Step:
+        name, stored = one.name, one.stored
         fit = self._fit(name)
         rule = None if fit is None else self.spec.rules[fit]
         if rule is not None and rule.take is not None:
-            return self._take(name, rule, fit)
+            return self._take(one, rule, fit)
         if is_buffer(name):
-            return self._copy(name, self.donor.label, name, "buffer, not a parameter", fit)
+            return self._keep(one, "buffer, not a parameter", fit)
         if not stored.is_float:
-            self._refuse_floats(name, stored)
-            return self._copy(name, self.donor.label, name, f"{stored.dtype} buffer", fit)
+            self._refuse_floats(one)
+            return self._keep(one, f"{stored.dtype} buffer", fit)
         method = load_method(rule.method if rule and rule.method else self.spec.method)
-        inputs = self._inputs(name, stored)
+        label = self._base_label(one)
+        uses_base = method.uses_base(named=label is not None)
+        inputs = self._inputs(one)
         if len(inputs) < method.models[0]:
-            return self._copy(name, self.donor.label, name, "only the base has it", fit)
-        depth = self.values.depth(name)
-        each, shared = self.values.at(method, fit, tuple(one.label for one in inputs), depth)
-        uses_base = method.uses_base(named=self.spec.base is not None)
+            return self._keep(one, "only the base has it", fit)
+        names = {found.label: found.name for found in inputs}
+        each, shared = self.values.at(method, fit, one.part, names, one.place)
         return Step(
             name=name,
             dtype=self._output_dtype(stored),
             shape=stored.shape,
             method=method.name,
-            base=Input(self.donor.label, self.donor, name) if uses_base else None,
+            base=self._input(one, label or self.donor.label) if uses_base else None,
             inputs=inputs,
             each=each,
             shared=shared,
             rule=fit,
-            depth=depth,
+            depth=one.place.depth,
             reason=f"where[{fit}]" if fit is not None else "merge",
             role=role_of(name, stored.shape),
-            then=self.values.then(fit, depth),
+            then=self.values.then(fit, one.place),
         )
 
-    def _inputs(self, name: str, stored: Stored) -> tuple[Input, ...]:
+    def _base_label(self, one: Wanted) -> str | None:
+        return self.spec.base if one.part is None else one.part.base
+
+    def _input(self, one: Wanted, label: str) -> Input:
+        return Input(label, self.models[label].checkpoint, one.names[label])
+
+    def _inputs(self, one: Wanted) -> tuple[Input, ...]:
         """Find the models that have the tensor; note those that should and do not."""
         found = []
-        for label in self.spec.models:
+        for label in self.spec.models if one.part is None else one.part.models:
             model = self.models[label]
-            other = model.names.get(name)
+            other = one.names.get(label)
             if other is None:
-                if not (model.heads_differ and layer_of(name) is None):
-                    self.missing[label].append(name)
+                if not (model.heads_differ and layer_of(one.name) is None):
+                    self.missing[label].append(one.name)
                 continue
             theirs = model.checkpoint.tensors[other]
-            if theirs.shape != stored.shape:
+            if theirs.shape != one.stored.shape:
                 self.mismatched[label].append(
-                    f"{printable(other, 200)} {list(theirs.shape)} (not {list(stored.shape)})"
+                    f"{printable(other, 200)} {list(theirs.shape)} (not {list(one.stored.shape)})"
                 )
             elif not theirs.is_float:
                 self.mismatched[label].append(
-                    f"{printable(other, 200)} {theirs.dtype} (not {stored.dtype})"
+                    f"{printable(other, 200)} {theirs.dtype} (not {one.stored.dtype})"
                 )
             else:
                 found.append(Input(label, model.checkpoint, other))
         return tuple(found)
 
-    def _refuse_floats(self, name: str, stored: Stored) -> None:
+    def _refuse_floats(self, one: Wanted) -> None:
         """Note models in which a tensor has values to merge though the donor has integers."""
-        for label in self.spec.models:
-            model = self.models[label]
-            other = model.names.get(name)
-            theirs = model.checkpoint.tensors[other] if other is not None else stored
+        for label in self.spec.models if one.part is None else one.part.models:
+            other = one.names.get(label)
+            theirs = one.stored if other is None else self.models[label].checkpoint.tensors[other]
             if theirs.is_float:
                 self.mismatched[label].append(
-                    f"{printable(name, 200)} {theirs.dtype} (not {stored.dtype})"
+                    f"{printable(one.name, 200)} {theirs.dtype} (not {one.stored.dtype})"
                 )
 
-    def _take(self, name: str, rule: Rule, fit: int | None) -> Step:
+    def _take(self, one: Wanted, rule: Rule, fit: int | None) -> Step:
         assert rule.take is not None, "a rule that takes"
-        other = self.models[rule.take].names.get(name)
-        if other is None:
-            self.problems.add(rule.place, f"{rule.take} has no tensor {printable(name, 200)}")
-            other, label = name, self.donor.label
-        else:
-            label = rule.take
-        return self._copy(name, label, other, f"taken from {label}", fit)
+        if rule.take not in one.names:
+            self.problems.add(rule.place, f"{rule.take} has no tensor {printable(one.name, 200)}")
+            return self._keep(one, "", fit)
+        reason = f"taken from {rule.take}"
+        return self._copy(one.place, rule.take, one.names[rule.take], reason, fit)
 
-    def _copy(self, name: str, label: str, other: str, reason: str, fit: int | None) -> Step:
+    def _keep(self, one: Wanted, reason: str, fit: int | None) -> Step:
+        """Copy the donor's tensor, or that of the first model of a slice without the donor."""
+        label = self.donor.label if self.donor.label in one.names else next(iter(one.names))
+        return self._copy(one.place, label, one.names[label], reason, fit)
+
+    def _copy(self, place: Place, label: str, other: str, reason: str, fit: int | None) -> Step:
         source = Input(label, self.models[label].checkpoint, other)
         stored = source.stored
         return Step(
-            name=name,
+            name=place.name,
             dtype=self._output_dtype(stored),
             shape=stored.shape,
             method=None,
@@ -253,7 +266,7 @@ class _Planner:
             each=(),
             shared=None,
             rule=fit,
-            depth=self.values.depth(name),
+            depth=place.depth,
             reason=reason,
         )
 
@@ -269,7 +282,8 @@ class _Planner:
                 new = name not in known and name not in planned
                 if new and self.globs[i].match(name):
                     self.fitted[i] += 1
-                    planned[name] = self._copy(name, rule.take, name, f"taken from {rule.take}", i)
+                    place, reason = self.values.place(name), f"taken from {rule.take}"
+                    planned[name] = self._copy(place, rule.take, name, reason, i)
         return list(planned.values())
 
     def _output_dtype(self, stored: Stored) -> str:

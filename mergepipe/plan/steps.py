@@ -84,7 +84,8 @@ class Step:
     @property
     def cut(self) -> Cut:
         """How small its blocks may be."""
-        return strictest(call.method.cut(call.shared, self.target) for call in self.calls)
+        target = self.target
+        return strictest((call.method.cut(call.shared, target) for call in self.calls), target)
 
     @property
     def numel(self) -> int:
@@ -121,7 +122,7 @@ class Step:
         rows, cut = len(self.all_inputs), self.cut
         bytes_each = (rows + 1) * max(wide, 4)
         # Copies of rows that are ranked; in torch, of everything, and temporaries.
-        if cut == "rows":
+        if cut == "rows" or isinstance(cut, int):
             bytes_each += 8 * (rows + 2)
         if cut == "matrices":
             bytes_each += 8 * (2 * rows + _WORKSPACE)
@@ -132,9 +133,10 @@ class Step:
     @property
     def block(self) -> int:
         """Elements of its largest block."""
-        if self.cut == "matrices" and self.target.matrix is not None:
+        cut = self.cut
+        if cut == "matrices" and self.target.matrix is not None:
             return min(self.numel, math.prod(self.target.matrix))
-        least = BLOCK if self.cut == "anywhere" else self.columns
+        least = cut if isinstance(cut, int) else 1 if cut == "anywhere" else self.columns
         return min(self.numel, max(BLOCK, least))
 
 

@@ -33,6 +33,7 @@ __all__ = [
     "OutputFields",
     "RecipeFields",
     "RuleFields",
+    "SliceFields",
     "StageFields",
     "as_bytes",
     "as_path",
@@ -70,6 +71,11 @@ def _as_mapping(value: object) -> object:
     if twice:
         raise ValueError(f"'{twice[0]}' is listed twice: list it once and give it more weight")
     return dict.fromkeys(value)
+
+
+def _as_layers(value: object) -> object:
+    """Read `[0, 8]` as those layers."""
+    return {"layers": value} if isinstance(value, list) else value
 
 
 def _as_whole(value: object) -> object:
@@ -119,6 +125,23 @@ class RuleFields(OpenFields):
     )
 
 
+class SliceModelFields(OpenFields):
+    """A model's layers in a slice, and the method's parameters for it there."""
+
+    layers: Annotated[list[int], Field(min_length=2, max_length=2)] = Field(
+        description="the first layer, and the one behind the last"
+    )
+
+
+class SliceFields(OpenFields):
+    """A run of layers of the result, and what it is made of."""
+
+    models: Annotated[
+        dict[Label, Annotated[SliceModelFields, BeforeValidator(_as_layers)]], Field(min_length=1)
+    ]
+    base: Label | None = Field(None, description="another base for these layers")
+
+
 class MergeFields(OpenFields):
     """A merge: its method, base, models, and the method's parameters."""
 
@@ -126,7 +149,10 @@ class MergeFields(OpenFields):
     base: Label | None = None
     models: Annotated[
         dict[Label, dict[str, Any] | None], BeforeValidator(_as_mapping), Field(min_length=1)
-    ]
+    ] = Field(default_factory=dict)
+    slices: Annotated[list[SliceFields], Field(min_length=1)] = Field(
+        default_factory=list, description="in place of `models`: layers put together"
+    )
     where: list[RuleFields] = []
     then: list[str | dict[str, dict[str, Any] | None]] = Field(
         default=[], description="post-steps: `- lines` or `- lines: {beta: 0.5}`"
@@ -262,6 +288,7 @@ def _shown(value: object) -> str:
 
 _INSIDE: dict[str, type[Fields]] = {
     "merge": MergeFields,
+    "slices": SliceFields,
     "output": OutputFields,
     "where": RuleFields,
     "models": ModelFields,

@@ -14,9 +14,9 @@ from mergepipe.method import (
     post_step_names,
 )
 from mergepipe.recipe.document import Document, FieldPath
-from mergepipe.recipe.fields import MergeFields, RecipeFields, RuleFields
+from mergepipe.recipe.fields import MergeFields, RecipeFields, RuleFields, SliceFields
 from mergepipe.recipe.settings import Settings, check_settings, field_names
-from mergepipe.recipe.spec import MergeSpec, PostStep, Rule
+from mergepipe.recipe.spec import MergeSpec, PostStep, Rule, Slice
 
 __all__ = ["MergeReader"]
 
@@ -107,6 +107,10 @@ class MergeReader:
         for label in fields.models:
             self.check_label(label, (*path, "models", label), stages)
         self.check_label(fields.base, (*path, "base"), stages)
+        if bool(fields.models) == bool(fields.slices):
+            self.problems.add(
+                self.document.where(path), "give exactly one of `models:` and `slices:`"
+            )
         method = self._method(fields.method, (*path, "method"))
         each: dict[str, Settings] = {label: {} for label in fields.models}
         shared: Settings = {}
@@ -114,19 +118,72 @@ class MergeReader:
             shared = self._shared(fields.model_extra or {}, method, path)
             for label, values in fields.models.items():
                 each[label] = self._each(values, method, (*path, "models", label))
-            self._check_models(method, fields, path)
+            if fields.models:
+                self._check_models(method, fields, path)
+        slices = tuple(
+            self._slice(one, fields, method, (*path, "slices", i))
+            for i, one in enumerate(fields.slices)
+        )
+        each.update({label: {} for one in slices for label in one.models})
         return MergeSpec(
             place=self.document.where(path),
             method=fields.method,
             base=fields.base,
-            models=tuple(fields.models),
+            models=tuple(each),
             each=each,
             shared=shared,
             rules=tuple(
                 self._rule(rule, fields, (*path, "where", i)) for i, rule in enumerate(fields.where)
             ),
             then=self._then(fields.then, fields, (*path, "then")),
+            slices=slices,
         )
+
+    def _slice(
+        self,
+        fields: SliceFields,
+        merge: MergeFields,
+        method: Method[Any, Any] | None,
+        path: FieldPath,
+    ) -> Slice:
+        stages, base = _keys(self.document.data, "stages"), fields.base or merge.base
+        self.check_label(fields.base, (*path, "base"), stages)
+        layers: dict[str, tuple[int, int]] = {}
+        each: dict[str, Settings] = {}
+        for label, one in fields.models.items():
+            place: FieldPath = (*path, "models", label)
+            self.check_label(label, place, stages)
+            layers[label] = (one.layers[0], one.layers[1])
+            self._check_layers(layers[label], next(iter(layers.values())), place)
+            if method is not None:
+                each[label] = self._each(one.model_extra or {}, method, place)
+        reads_base = method is not None and method.uses_base(named=base is not None)
+        if reads_base and base is not None:
+            layers.setdefault(base, next(iter(layers.values())))
+        models = tuple(label for label in fields.models if not (reads_base and label == base))
+        if method is not None:
+            if method.needs_base and base is None:
+                self.problems.add(self.document.where(path), f"{method.name} needs a base model")
+            wrong = _wrong_number(method, models)
+            if wrong:
+                self.problems.add(self.document.where((*path, "models")), wrong)
+        shared = {} if method is None else self._shared(fields.model_extra or {}, method, path)
+        return Slice(self.document.where(path), base, models, layers, each, shared)
+
+    def _check_layers(self, one: tuple[int, int], first: tuple[int, int], path: FieldPath) -> None:
+        """Refuse runs of layers that are empty, negative, or of another length than the first."""
+        where = self.document.where((*path, "layers"))
+        if not 0 <= one[0] < one[1]:
+            self.problems.add(
+                where, f"layers {list(one)}: give the first, and the one behind the last"
+            )
+        elif one[1] - one[0] != first[1] - first[0]:
+            self.problems.add(
+                where,
+                f"{one[1] - one[0]} layers, but the slice's first model gives "
+                f"{first[1] - first[0]}",
+                "merge runs of one length",
+            )
 
     def _then(
         self,
@@ -243,7 +300,7 @@ class MergeReader:
         shared: Settings = {}
         if method is not None and fields.take is None:
             each, shared = self._rule_settings(fields, method, merge, path)
-            if fields.method is not None:
+            if fields.method is not None and merge.models:
                 self._check_models(method, merge, path)
         return Rule(
             place=self.document.where(path),
@@ -261,13 +318,14 @@ class MergeReader:
         """Tell a rule's settings of models from those of the merge."""
         each: dict[str, Settings] = {}
         rest = {}
+        labels = (*merge.models, *(label for one in merge.slices for label in one.models))
         for name, value in (fields.model_extra or {}).items():
-            if name in merge.models:
+            if name in labels:
                 each[name] = self._each(value, method, (*path, name))
-            elif isinstance(value, dict):
+            elif isinstance(value, dict) and "gradient" not in value:
                 self.problems.add(
                     self.document.where((*path, name)),
-                    f"the merge has no model '{name}'{did_you_mean(name, merge.models)}",
+                    f"the merge has no model '{name}'{did_you_mean(name, labels)}",
                 )
             else:
                 rest[name] = value
@@ -281,7 +339,8 @@ def _keys(data: Any, field: str) -> tuple[str, ...]:
 
 def _uses(spec: MergeSpec) -> set[str]:
     taken = {rule.take for rule in spec.rules if rule.take is not None}
-    return {*spec.models, *taken} | ({spec.base} if spec.base else set())
+    bases = {spec.base, *(one.base for one in spec.slices)} - {None}
+    return {*spec.models, *taken, *(base for base in bases if base is not None)}
 
 
 def _cycle(waiting: Mapping[str, MergeSpec]) -> list[str]:

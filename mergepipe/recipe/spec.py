@@ -10,7 +10,16 @@ from typing import Any, Literal, TypeAlias
 from mergepipe.checkpoint import ModelSource
 from mergepipe.recipe.settings import Settings
 
-__all__ = ["EvaluationSpec", "MergeSpec", "NanPolicy", "OutputSpec", "PostStep", "Recipe", "Rule"]
+__all__ = [
+    "EvaluationSpec",
+    "MergeSpec",
+    "NanPolicy",
+    "OutputSpec",
+    "PostStep",
+    "Recipe",
+    "Rule",
+    "Slice",
+]
 
 NanPolicy: TypeAlias = Literal["refuse", "base", "allow"]
 
@@ -37,6 +46,24 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
+class Slice:
+    """A run of layers of the result, and the layers of each model it is made of."""
+
+    place: str
+    base: str | None
+    models: tuple[str, ...]
+    layers: Mapping[str, tuple[int, int]]  # of the models and the base: first, end
+    each: Mapping[str, Settings]
+    shared: Settings
+
+    @property
+    def size(self) -> int:
+        """How many layers it adds to the result."""
+        first, end = next(iter(self.layers.values()))
+        return end - first
+
+
+@dataclass(frozen=True, slots=True)
 class MergeSpec:
     """One merge: a method over labelled models (or earlier stages)."""
 
@@ -48,6 +75,7 @@ class MergeSpec:
     shared: Settings
     rules: tuple[Rule, ...]
     then: tuple[PostStep, ...] = ()
+    slices: tuple[Slice, ...] = ()  # none: all layers, each with its like
 
     @property
     def donor(self) -> str:

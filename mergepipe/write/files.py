@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mergepipe.checkpoint import with_layers
 from mergepipe.errors import InputError, Problem, Problems, has_secret
 from mergepipe.write.faults import disk_faults
 
@@ -55,10 +56,12 @@ def write_companions(
     chat_template: Path,
     dtype: str | None,
     problems: Problems,
+    layers: Sequence[int] | None = None,
 ) -> None:
     """Write configuration from `config`'s folder, tokenizer and chat template from theirs.
 
-    `dtype` is the torch name that `config.json` shall give, None to leave what it says.
+    `dtype` is the torch name that `config.json` shall give, None to leave what it says; `layers`
+    are those of `config`'s model that the result's are like, None for the same.
 
     Raises
     ------
@@ -70,7 +73,8 @@ def write_companions(
     """
     with disk_faults(folder):
         settings = _read(config / "config.json")
-        _write(folder / "config.json", _public(settings, dtype, problems))
+        resized = settings if layers is None else with_layers(settings, layers)
+        _write(folder / "config.json", _public(resized, dtype, problems))
         _copy(config, folder, _BASE_FILES)
         _copy_code(config, "config.json", settings, folder, problems)
         _copy_modules(config, folder, problems)
