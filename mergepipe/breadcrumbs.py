@@ -7,17 +7,21 @@ Masks", ECCV 2024. https://arxiv.org/abs/2312.06795
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from mergepipe.kernels.fused import Band
 from mergepipe.method import Block, Cut, Scope, Survey, Target
+from mergepipe.rescale import rescaled, survey_factors
 from mergepipe.trim import LARGEST_SWEEPS, Trim, band, keep_largest, survey_ranks
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "Found",
     "MaskScope",
     "Tails",
     "bands",
@@ -38,6 +42,14 @@ def _share(fraction: float, size: int) -> int:
     return int(Decimal(repr(fraction)) * size)
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the survey tells `merge`."""
+
+    tails: Tails
+    factors: Mapping[str, float]
+
+
 def survey_tails(scope: Scope[Any, Any]) -> Survey:
     """Find what stays of each tensor: ⌊density·n⌋ elements below the ⌊γ·n⌋ largest.
 
@@ -45,18 +57,19 @@ def survey_tails(scope: Scope[Any, Any]) -> Survey:
     lower index, which counts as the larger.
     """
     if scope.shared.scope == "row":
-        return None
+        return Found(None, (yield from survey_factors(scope, partial(_masked, None))))
     outliers, largest = {}, {}
     for label, size in scope.sizes.items():
         stay = _share(scope.each[label].density, size)
         outliers[label] = min(_share(scope.each[label].gamma, size), size - stay)
         largest[label] = outliers[label] + stay
-    return (yield from survey_ranks(scope.sizes, (outliers, largest)))
+    tails = yield from survey_ranks(scope.sizes, (outliers, largest))
+    return Found(tails, (yield from survey_factors(scope, partial(_masked, tails))))
 
 
 def tail_sweeps(shared: Any) -> int:
-    """Those of a trim, both ends at once; none where rows are masked by themselves."""
-    return 0 if _in_rows(shared) else LARGEST_SWEEPS
+    """Those of a trim, both ends at once, unless rows are masked by themselves; of norms, one."""
+    return (0 if _in_rows(shared) else LARGEST_SWEEPS) + (shared.rescale == "l1")
 
 
 def cut(shared: Any, _target: Target) -> Cut:
@@ -68,8 +81,12 @@ def _in_rows(shared: Any) -> bool:
     return bool(shared.scope == "row")
 
 
-def drop_tails(block: Block[Any, Any], tails: Tails) -> tuple[Tensor, ...]:
+def drop_tails(block: Block[Any, Any], found: Found) -> list[Tensor]:
     """Give the block's task vectors with the largest and the smallest elements set to 0."""
+    return rescaled(_masked(found.tails, block), block, found.factors)
+
+
+def _masked(tails: Tails, block: Block[Any, Any]) -> tuple[Tensor, ...]:
     if tails is None:
         pairs = zip(block.deltas, block.each, strict=True)
         return tuple(_rows(delta, block.target.columns, each) for delta, each in pairs)
@@ -79,7 +96,7 @@ def drop_tails(block: Block[Any, Any], tails: Tails) -> tuple[Tensor, ...]:
 
 def has_kernel(shared: Any) -> bool:
     """Whether packed blocks can be merged: where a band of magnitudes stays of the tensor."""
-    return not _in_rows(shared)
+    return not _in_rows(shared) and shared.rescale == "none"
 
 
 def bands(block: Block[Any, Any], tails: Tails) -> list[Band]:

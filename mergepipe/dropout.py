@@ -18,7 +18,7 @@ from mergepipe.method import Block, Scope, Statistics, Survey
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Rescale", "draws", "drop", "rescale_sweeps", "survey_rescale"]
+__all__ = ["Rescale", "draws", "drop", "ratio", "rescale_sweeps", "survey_rescale"]
 
 Rescale: TypeAlias = Literal["inverse", "l1", "none"]
 _TINY = 1e-7  # mergekit leaves a tensor alone whose L1 norm is below this
@@ -70,7 +70,7 @@ def survey_rescale(scope: Scope[Any, Any]) -> Survey:
     each, rescale = scope.each, scope.shared.rescale
     if rescale == "l1":
         norms = yield _l1_norms
-        return {label: _ratio(*norms[label]) if each[label].density < 1 else 1.0 for label in each}
+        return {label: ratio(*norms[label]) if each[label].density < 1 else 1.0 for label in each}
     if rescale == "none":
         return dict.fromkeys(each, 1.0)
     return {label: 1 / one.density if one.density > 0 else 1.0 for label, one in each.items()}
@@ -81,7 +81,8 @@ def rescale_sweeps(shared: Any) -> int:
     return int(shared.rescale == "l1")
 
 
-def _ratio(dense: float, kept: float) -> float:
+def ratio(dense: float, kept: float) -> float:
+    """Give the factor that restores an L1 norm; 1 where there is next to nothing."""
     return float(dense) / float(kept) if min(dense, kept) >= _TINY else 1.0
 
 

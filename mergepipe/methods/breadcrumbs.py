@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from mergepipe.breadcrumbs import (
+    Found,
     MaskScope,
-    Tails,
     bands,
     cut,
     drop_tails,
@@ -36,6 +36,7 @@ from mergepipe.breadcrumbs import (
 )
 from mergepipe.delta import add_packed, add_update, combine, packed_sum
 from mergepipe.method import Block, Method, Parameters
+from mergepipe.rescale import Restore
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,20 +57,21 @@ class Shared(Parameters):
 
     lambda_: float = Field(1.0, alias="lambda", description="factor on the sum of task vectors")
     normalize: bool = Field(False, description="divide the sum by the sum of the weights")
+    rescale: Restore = Field("none", description="whether the L1 norm before masking is restored")
     scope: MaskScope = Field("tensor", description="where largest and smallest are sought")
 
 
-def merge(block: Block[Each, Shared], tails: Tails) -> Tensor:
+def merge(block: Block[Each, Shared], found: Found) -> Tensor:
     """θ_0 + λ Σ_i w_i (m_i ⊙ τ_i)."""
     weights = [each.weight for each in block.each]
-    weighted = [delta * w for delta, w in zip(drop_tails(block, tails), weights, strict=True)]
+    weighted = [delta * w for delta, w in zip(drop_tails(block, found), weights, strict=True)]
     update = combine(weighted, weights, None, normalize=block.shared.normalize)
     return add_update(block.base, update, block.shared.lambda_)
 
 
-def kernel(block: Block[Each, Shared], tails: Tails, out: Out) -> None:
+def kernel(block: Block[Each, Shared], found: Found, out: Out) -> None:
     """Do the same with a packed block."""
-    add_packed(block, packed_sum(block), out, bands=bands(block, tails))
+    add_packed(block, packed_sum(block), out, bands=bands(block, found.tails))
 
 
 METHOD = Method(

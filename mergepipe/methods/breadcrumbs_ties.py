@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from mergepipe.breadcrumbs import (
+    Found,
     MaskScope,
-    Tails,
     bands,
     cut,
     drop_tails,
@@ -37,6 +37,7 @@ from mergepipe.breadcrumbs import (
 )
 from mergepipe.delta import Election, add_packed, add_update, agreeing, combine, packed_election
 from mergepipe.method import Block, Method, Parameters
+from mergepipe.rescale import Restore
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,22 +58,23 @@ class Shared(Parameters):
 
     lambda_: float = Field(1.0, alias="lambda", description="factor on the merged task vector")
     normalize: bool = Field(False, description="divide by the weights that agree")
+    rescale: Restore = Field("none", description="whether the L1 norm before masking is restored")
     scope: MaskScope = Field("tensor", description="where largest and smallest are sought")
     elect: Election = Field("sum", description="what a sum of zero elects")
 
 
-def merge(block: Block[Each, Shared], tails: Tails) -> Tensor:
+def merge(block: Block[Each, Shared], found: Found) -> Tensor:
     """Drop both tails, elect, disjoint sum or mean, add."""
     weights = [each.weight for each in block.each]
-    weighted = [delta * w for delta, w in zip(drop_tails(block, tails), weights, strict=True)]
+    weighted = [delta * w for delta, w in zip(drop_tails(block, found), weights, strict=True)]
     masks = agreeing(weighted, block.shared.elect)
     update = combine(weighted, weights, masks, normalize=block.shared.normalize)
     return add_update(block.base, update, block.shared.lambda_)
 
 
-def kernel(block: Block[Each, Shared], tails: Tails, out: Out) -> None:
+def kernel(block: Block[Each, Shared], found: Found, out: Out) -> None:
     """Do the same with a packed block."""
-    add_packed(block, packed_election(block), out, bands=bands(block, tails))
+    add_packed(block, packed_election(block), out, bands=bands(block, found.tails))
 
 
 METHOD = Method(

@@ -22,8 +22,8 @@ tensor([ 3.,  0.,  0., -4.])
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import partial
 from typing import TYPE_CHECKING, Literal
@@ -33,6 +33,7 @@ from pydantic import Field
 
 from mergepipe.delta import Election, add_packed, add_update, agreeing, combine, packed_election
 from mergepipe.method import Block, Method, Parameters, Scope, Statistics, Survey
+from mergepipe.rescale import Restore, rescaled, survey_factors
 from mergepipe.trim import LARGEST_SWEEPS, Trim, band, keep_count, keep_largest, survey_largest
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Shared(Parameters):
 
     lambda_: float = Field(1.0, alias="lambda", description="factor on the merged task vector")
     normalize: bool = Field(True, description="divide by the weights that agree")
+    rescale: Restore = Field("none", description="whether the L1 norm before trimming is restored")
     scope: Literal["model", "tensor"] = Field("model", description="where the largest are sought")
     trim: Literal["exact", "reference"] = Field("exact", description="k elements, or k+1 and ties")
     elect: Election = Field("sum", description="what a sum of zero elects")
@@ -63,12 +65,17 @@ class Found:
     """What the survey tells `merge`."""
 
     trims: Mapping[str, Trim]
+    factors: Mapping[str, float]
     majority: int  # the sign elected most often in the scope; 0 unless `elect: reference`
 
 
 def scope(each: Each, shared: Shared) -> Hashable | None:
     """One scope per tensor, or one for all tensors where a model has the same density."""
-    return None if shared.scope == "tensor" else (each.density, shared.trim, shared.elect)
+    return (
+        None
+        if shared.scope == "tensor"
+        else (each.density, shared.trim, shared.elect, shared.rescale)
+    )
 
 
 def _count(density: float, size: int, trim: str) -> int:
@@ -77,13 +84,17 @@ def _count(density: float, size: int, trim: str) -> int:
     return exact if trim == "exact" else min(size, int(Decimal(repr(density)) * size) + 1)
 
 
-def _weighted(trims: Mapping[str, Trim], block: Block[Each, Shared]) -> list[Tensor]:
-    kept = keep_largest(block, trims)
+def _kept(trims: Mapping[str, Trim], block: Block[Each, Shared]) -> Sequence[Tensor]:
+    return keep_largest(block, trims)
+
+
+def _weighted(found: Found, block: Block[Each, Shared]) -> list[Tensor]:
+    kept = rescaled(_kept(found.trims, block), block, found.factors)
     return [delta * each.weight for delta, each in zip(kept, block.each, strict=True)]
 
 
-def _sign_balance(trims: Mapping[str, Trim], block: Block[Each, Shared]) -> Statistics:
-    weighted = _weighted(trims, block)
+def _sign_balance(found: Found, block: Block[Each, Shared]) -> Statistics:
+    weighted = _weighted(found, block)
     signs = sum(weighted[1:], weighted[0]).sign()
     return {"balance": np.array(int(signs.sum().item()), np.int64)}
 
@@ -97,22 +108,24 @@ def survey(scope: Scope[Each, Shared]) -> Survey:
     }
     ties: Literal["index", "all"] = "index" if shared.trim == "exact" else "all"
     trims = yield from survey_largest(scope.sizes, counts, ties=ties)
+    factors = yield from survey_factors(scope, partial(_kept, trims))
+    found = Found(trims, factors, 0)
     if shared.elect != "reference":
-        return Found(trims, 0)
-    total = yield partial(_sign_balance, trims)
-    return Found(trims, int(np.sign(total["balance"])))
+        return found
+    total = yield partial(_sign_balance, found)
+    return replace(found, majority=int(np.sign(total["balance"])))
 
 
 def sweeps(shared: Shared) -> int:
-    """At most: those of the threshold, and one for the majority sign."""
-    return LARGEST_SWEEPS + (shared.elect == "reference")
+    """At most: those of the threshold, one for the norms, and one for the majority sign."""
+    return LARGEST_SWEEPS + (shared.rescale == "l1") + (shared.elect == "reference")
 
 
 def merge(block: Block[Each, Shared], found: Found) -> Tensor:
     """Trim, elect, disjoint mean, add."""
     shared = block.shared
     weights = [each.weight for each in block.each]
-    weighted = _weighted(found.trims, block)
+    weighted = _weighted(found, block)
     masks = agreeing(weighted, shared.elect, found.majority)
     update = combine(weighted, weights, masks, normalize=shared.normalize)
     return add_update(block.base, update, shared.lambda_)
@@ -134,5 +147,5 @@ METHOD = Method(
     scope=scope,
     sweeps=sweeps,
     kernel=kernel,
-    has_kernel=lambda shared: shared.elect != "reference",
+    has_kernel=lambda shared: shared.elect != "reference" and shared.rescale == "none",
 )

@@ -1,7 +1,15 @@
 """From a recipe to a checkpoint and its scores: the only place that knows every stage."""
 
 from mergepipe.pipeline.merging import Outcome, merge
-from mergepipe.pipeline.preparing import Prepared, prepare
+from mergepipe.pipeline.preparing import Prepared, check_recipe, prepare, read_recipe
 from mergepipe.pipeline.scoring import evaluate_result
 
-__all__ = ["Outcome", "Prepared", "evaluate_result", "merge", "prepare"]
+__all__ = [
+    "Outcome",
+    "Prepared",
+    "check_recipe",
+    "evaluate_result",
+    "merge",
+    "prepare",
+    "read_recipe",
+]

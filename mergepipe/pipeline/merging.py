@@ -238,4 +238,5 @@ def _write_companions(prepared: Prepared, folder: Path, problems: Problems) -> N
         dtype=recipe.output.dtype,
         problems=problems,
         layers=prepared.plans[-1].layers,
+        jinja=recipe.jinja,
     )

@@ -7,23 +7,27 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mergepipe.checkpoint import Checkpoint, open_checkpoint
+from mergepipe.dialect import convert, is_mergekit
 from mergepipe.errors import InputError, Problem, Problems
 from mergepipe.evaluate import Evaluation, parse_evaluation
 from mergepipe.execute import Budget, Resources, as_device, default_memory, share_out
 from mergepipe.plan import Plan, make_plan
 from mergepipe.recipe import (
+    Document,
     EvaluationSpec,
     MergeSpec,
     Recipe,
+    has_several,
     override,
     parse,
     parse_evaluations,
     parse_models,
     read_document,
+    read_documents,
 )
 from mergepipe.write import STAGES, partial_folder
 
-__all__ = ["Prepared", "prepare", "stage_folder"]
+__all__ = ["Prepared", "check_recipe", "prepare", "read_recipe", "stage_folder"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +85,7 @@ def prepare(
     if resources.device is not None:
         as_device(resources.device)
     problems = Problems()
-    document = override(read_document(file), settings)
+    document = read_recipe(file, problems, settings)
     recipe = parse(document, problems)
     sources = recipe.sources if recipe is not None else parse_models(document)
     specs = recipe.evaluations if recipe is not None else parse_evaluations(document)
@@ -108,6 +112,28 @@ def prepare(
         budget=share_out(plans, resources.threads, resources.max_memory),
         warnings=tuple(problems.warnings),
     )
+
+
+def read_recipe(file: Path, problems: Problems, settings: Sequence[str] = ()) -> Document:
+    """Read a recipe, or a configuration of mergekit as the recipe that it means."""
+    document = override(_read(file), settings)
+    data = document.data
+    if is_mergekit(data) or (isinstance(data, list) and any(map(is_mergekit, data))):
+        return convert(document, problems)
+    return document
+
+
+def check_recipe(file: Path, problems: Problems) -> None:
+    """Find what can be said of a recipe without its models."""
+    parse(read_recipe(file, problems), problems)
+
+
+def _read(file: Path) -> Document:
+    if has_several(file):
+        document = read_documents(file)
+        if all(map(is_mergekit, document.data)):
+            return document
+    return read_document(file)
 
 
 def _evaluations(

@@ -1,6 +1,12 @@
 """A recipe: what to merge and how. YAML text in, frozen values or a list of problems out."""
 
-from mergepipe.recipe.document import Document, read_document
+from mergepipe.recipe.document import (
+    Document,
+    FieldPath,
+    has_several,
+    read_document,
+    read_documents,
+)
 from mergepipe.recipe.fields import as_bytes
 from mergepipe.recipe.options import override
 from mergepipe.recipe.parse import parse, parse_evaluations
@@ -29,6 +35,7 @@ from mergepipe.recipe.spec import (
 __all__ = [
     "Document",
     "EvaluationSpec",
+    "FieldPath",
     "Gradient",
     "MergeSpec",
     "NanPolicy",
@@ -42,6 +49,7 @@ __all__ = [
     "as_bytes",
     "at_depth",
     "field_names",
+    "has_several",
     "json_schema",
     "matches",
     "override",
@@ -49,5 +57,6 @@ __all__ = [
     "parse_evaluations",
     "parse_models",
     "read_document",
+    "read_documents",
     "value_at",
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,7 +17,15 @@ import yaml
 
 from mergepipe.errors import InputError, Problem, Problems, printable
 
-__all__ = ["MAX_DEPTH", "Document", "FieldPath", "read_document", "read_text"]
+__all__ = [
+    "MAX_DEPTH",
+    "Document",
+    "FieldPath",
+    "has_several",
+    "read_document",
+    "read_documents",
+    "read_text",
+]
 
 FieldPath: TypeAlias = tuple[str | int, ...]
 
@@ -50,6 +58,8 @@ class Document:
     lines: Mapping[FieldPath, tuple[int, int]]
     overridden: tuple[FieldPath, ...] = ()
     faults: tuple[Problem, ...] = ()  # of the text, to be reported beside those of its meaning
+    # Where the data was made of a file in another language: a field's path -> its path there.
+    origins: Mapping[FieldPath, FieldPath] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -58,6 +68,7 @@ class Document:
 
     def where(self, path: FieldPath) -> str:
         """`recipe.yaml:14:9: merge.models.math.density`, or the option that set the field."""
+        path = self._origin(path)
         name = ".".join(str(part) for part in path)
         if any(path[: len(set_path)] == set_path for set_path in self.overridden):
             return f"--set {name}"
@@ -67,6 +78,25 @@ class Document:
         line, column = self.lines[known]
         place = f"{self.file.name}:{line}:{column}"
         return f"{place}: {name}" if name else place
+
+    def _origin(self, path: FieldPath) -> FieldPath:
+        """Follow a field back to the file that it was made of."""
+        for size in range(len(path), -1, -1):
+            if path[:size] in self.origins:
+                # What stands below has the same name there, or another that nobody wrote.
+                below = (*self.origins[path[:size]], *path[size:])
+                return below if below in self.lines else self.origins[path[:size]]
+        return path
+
+
+def read_documents(file: Path) -> Document:
+    """Read a file of several YAML documents: the data is their list. Else as `read_document`."""
+    text = _read_file(file)
+    nodes = _compose(text, file.name, several=True)
+    builder = _Builder(file.name)
+    data = [builder.build(node, (i,)) for i, node in enumerate(nodes)]
+    builder.lines[()] = (1, 1)
+    return Document(file, data, builder.lines, faults=tuple(builder.problems.found))
 
 
 def read_document(file: Path) -> Document:
@@ -96,9 +126,9 @@ def read_text(text: str, name: str) -> tuple[Any, Mapping[FieldPath, tuple[int, 
         as `read_document`.
 
     """
-    node = _compose(text, name)
+    nodes = _compose(text, name)
     builder = _Builder(name)
-    data = None if node is None else builder.build(node, ())
+    data = builder.build(nodes[0], ()) if nodes else None
     return data, builder.lines, builder.problems
 
 
@@ -125,14 +155,26 @@ def _read_file(file: Path) -> str:
         ) from error
 
 
-def _compose(text: str, name: str) -> yaml.Node | None:
+def _compose(text: str, name: str, *, several: bool = False) -> list[yaml.Node]:
     try:
-        _check_events(text, name)
-        return yaml.compose(text, Loader=yaml.SafeLoader)
+        _check_events(text, name, several=several)
+        return list(yaml.compose_all(text, Loader=yaml.SafeLoader))
     except yaml.YAMLError as error:
         raise InputError(_syntax_problem(error, name)) from error
     except (ValueError, OverflowError) as error:  # PyYAML hands escapes to chr() as they are
         raise InputError(Problem(name, f"not valid YAML: {error}")) from error
+
+
+def has_several(file: Path) -> bool:
+    """Tell whether a file holds more than one YAML document; False where it cannot be read."""
+    try:
+        starts = (
+            isinstance(event, yaml.DocumentStartEvent)
+            for event in yaml.parse(_read_file(file), Loader=yaml.SafeLoader)
+        )
+        return sum(starts) > 1
+    except (InputError, ValueError, OverflowError, yaml.YAMLError):
+        return False
 
 
 def _syntax_problem(error: yaml.YAMLError, name: str) -> Problem:
@@ -145,14 +187,14 @@ def _syntax_problem(error: yaml.YAMLError, name: str) -> Problem:
     return Problem(place, f"not valid YAML on line {mark.line + 1}: {printable(what, 200)}", fix)
 
 
-def _check_events(text: str, name: str) -> None:
+def _check_events(text: str, name: str, *, several: bool) -> None:
     """Refuse size, depth, foreign tags and further documents before anything recurses."""
     depth = documents = nodes = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         assert event.start_mark is not None, "the parser marks every event"
         place = f"{name}:{event.start_mark.line + 1}:{event.start_mark.column + 1}"
         documents += isinstance(event, yaml.DocumentStartEvent)
-        if documents > 1:
+        if documents > 1 and not several:
             raise InputError(
                 Problem(place, "a second YAML document", "one recipe per file; use `stages:`")
             )

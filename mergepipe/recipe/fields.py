@@ -183,6 +183,12 @@ class OutputFields(Fields):
     config: Label | None = Field(None, description="whose config.json; default: the base's")
 
 
+class TemplateFields(Fields):
+    """A chat template that is none of the models'."""
+
+    jinja: Text = Field(description="the text of the template")
+
+
 class RecipeFields(Fields):
     """A recipe: the models, the merge or the stages, and what to do with the result."""
 
@@ -200,7 +206,9 @@ class RecipeFields(Fields):
         description="a tensor with NaN or infinity: refuse it, keep the base's, or allow it",
     )
     tokenizer: Label | None = Field(None, description="whose tokenizer files; default: the base's")
-    chat_template: Label | None = Field(None, description="whose chat template; default: as above")
+    chat_template: Label | TemplateFields | None = Field(
+        None, description="whose chat template, or its text; default: as above"
+    )
     evaluate: list[EvaluateFields] = []
     output: OutputFields = Field(default_factory=OutputFields.model_construct)
 

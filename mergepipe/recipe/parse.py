@@ -23,7 +23,6 @@ def parse(document: Document, problems: Problems) -> Recipe | None:
     A fault in one part does not keep the other parts from being checked.
     """
     problems.found.extend(document.faults)
-    _check_dialect(document, problems)
     _check_secrets(document, problems)
     fields, whole = read_fields(document, problems)
     if fields is None:
@@ -31,7 +30,9 @@ def parse(document: Document, problems: Problems) -> Recipe | None:
     reader = MergeReader(document, problems, fields, whole=whole)
     merges = reader.merges()
     reader.check_label(fields.tokenizer, ("tokenizer",))
-    reader.check_label(fields.chat_template, ("chat_template",))
+    template = fields.chat_template
+    if isinstance(template, str):
+        reader.check_label(template, ("chat_template",))
     reader.check_label(fields.output.config, ("output", "config"))
     sources = read_sources(fields.models, document, problems)
     evaluations = _evaluations(fields, document, problems)
@@ -46,7 +47,8 @@ def parse(document: Document, problems: Problems) -> Recipe | None:
         seed=fields.seed,
         nan_policy=fields.nan_policy,
         tokenizer=fields.tokenizer,
-        chat_template=fields.chat_template,
+        chat_template=template if isinstance(template, str) else None,
+        jinja=None if isinstance(template, str | None) else template.jinja,
         evaluations=evaluations,
         output=output,
         data=document.data,
@@ -67,16 +69,6 @@ def parse_evaluations(document: Document) -> tuple[EvaluationSpec, ...]:
         name = fields.name or fields.use
         specs.append(EvaluationSpec(place, fields.use, name, fields.model_extra or {}))
     return tuple(specs)
-
-
-def _check_dialect(document: Document, problems: Problems) -> None:
-    data = document.data
-    if isinstance(data, dict) and "merge_method" in data:
-        problems.add(
-            document.where(("merge_method",)),
-            "this is mergekit's recipe language, which this version does not read yet",
-            "`mergepipe init` writes a recipe to start from",
-        )
 
 
 def _check_secrets(document: Document, problems: Problems) -> None:

@@ -113,10 +113,11 @@ class Recipe:
     seed: int
     nan_policy: NanPolicy
     tokenizer: str | None
-    chat_template: str | None
+    chat_template: str | None  # a model's label
     evaluations: tuple[EvaluationSpec, ...]
     output: OutputSpec
     data: Any = field(repr=False, default=None)
+    jinja: str | None = None  # the text of a chat template that is none of the models'
 
     @property
     def result(self) -> str:

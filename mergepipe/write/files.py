@@ -57,11 +57,13 @@ def write_companions(
     dtype: str | None,
     problems: Problems,
     layers: Sequence[int] | None = None,
+    jinja: str | None = None,
 ) -> None:
     """Write configuration from `config`'s folder, tokenizer and chat template from theirs.
 
     `dtype` is the torch name that `config.json` shall give, None to leave what it says; `layers`
-    are those of `config`'s model that the result's are like, None for the same.
+    are those of `config`'s model that the result's are like, None for the same. `jinja` is the
+    text of a chat template in place of any model's.
 
     Raises
     ------
@@ -79,7 +81,9 @@ def write_companions(
         _copy_code(config, "config.json", settings, folder, problems)
         _copy_modules(config, folder, problems)
         _copy_tokenizer(tokenizer, folder, problems)
-        if chat_template == tokenizer:
+        if jinja is not None:
+            _set_template(jinja, folder)
+        elif chat_template == tokenizer:
             _copy_templates(tokenizer, folder)
         else:
             _move_template(chat_template, folder, problems)
@@ -153,6 +157,14 @@ def _copy_templates(source: Path, folder: Path) -> int:
     if (source / _TEMPLATE_FOLDER).is_dir():
         shutil.copytree(source / _TEMPLATE_FOLDER, folder / _TEMPLATE_FOLDER)
     return _copy(source, folder, CHAT_TEMPLATES)
+
+
+def _set_template(jinja: str, folder: Path) -> None:
+    name = "tokenizer_config.json"
+    settings = _read(folder / name)
+    if settings.pop("chat_template", None) is not None:
+        _write(folder / name, settings)
+    (folder / CHAT_TEMPLATES[0]).write_text(jinja, encoding="utf-8")
 
 
 def _move_template(source: Path, folder: Path, problems: Problems) -> None:

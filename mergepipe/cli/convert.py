@@ -1,0 +1,28 @@
+"""`mergepipe convert`: the recipe that a configuration of mergekit means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["convert"]
+
+
+def convert(
+    file: Annotated[Path, typer.Argument(help="A configuration of mergekit.")],
+) -> None:
+    """Print the recipe that a configuration of mergekit means; warnings go to stderr."""
+    import yaml
+
+    from mergepipe import pipeline
+    from mergepipe.cli.console import print_warnings
+    from mergepipe.errors import Problems
+
+    problems = Problems()
+    document = pipeline.read_recipe(file, problems)
+    print_warnings(problems.warnings)
+    problems.raise_any()
+    text = yaml.safe_dump(document.data, sort_keys=False, allow_unicode=True, width=100)
+    print(text, end="")  # noqa: T201

@@ -1,0 +1,111 @@
+"""mergekit's parameter values -> ours: filters become cases, gradients say what is outside.
+
+mergekit looks a value up per source, then per slice, then for the whole merge, and takes the
+first whose filter is in the tensor's name. A gradient runs over the layers; what is outside of
+them, before and behind, takes its first value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from mergepipe.dialect.methods import REQUIRED, Meaning
+from mergepipe.errors import Problems
+from mergepipe.recipe import Document, FieldPath
+
+__all__ = ["Layer", "native_value"]
+
+Layer = tuple[Mapping[str, Any], FieldPath]  # parameters, and where they stand
+
+_EVERYTHING = (None, "*")
+
+
+def native_value(
+    name: str,
+    meaning: Meaning,
+    layers: Sequence[Layer],
+    document: Document,
+    problems: Problems,
+) -> Any:
+    """Give a parameter's value as our recipes write it; None where nothing gives it.
+
+    `layers` go from the most special to the most general.
+    """
+    cases: list[dict[str, Any]] = []
+    for settings, path in layers:
+        place = (*path, name)
+        for one in _conditions(settings.get(name)):
+            value = _changed(one.get("value"), meaning, document.where(place), problems)
+            if one.get("filter") in _EVERYTHING:
+                return _joined(cases, value)
+            cases.append({"tensors": _glob(str(one["filter"])), "value": value})
+    if meaning.default is not REQUIRED:
+        return _joined(cases, _changed_scalar(meaning.default, meaning))
+    where = document.where(layers[0][1] if layers else ())
+    what = f"'{name}' has no value" + (" for tensors that no filter is in" if cases else "")
+    problems.add(where, what, f"give `{name}` under `parameters`")
+    return None
+
+
+def _conditions(value: Any) -> Iterable[Mapping[str, Any]]:
+    """Give a setting as conditions; an empty list or nothing means that it is not given."""
+    if value is None or value == []:
+        return []
+    if isinstance(value, dict):
+        return [value]
+    if isinstance(value, list) and all(isinstance(one, dict) for one in value):
+        return value
+    return [{"value": value}]
+
+
+def _glob(text: str) -> str:
+    """A filter is any part of a name; what globs would read otherwise is taken literally."""
+    escaped = "".join(f"[{c}]" if c in "*?[" else c for c in text)
+    return f"*{escaped}*"
+
+
+def _joined(cases: list[dict[str, Any]], value: Any) -> Any:
+    return [*cases, {"value": value}] if cases else value
+
+
+def _changed(value: Any, meaning: Meaning, where: str, problems: Problems) -> Any:
+    if not isinstance(value, list):
+        return _checked(value, meaning, where, problems)
+    anchors = [_checked(one, meaning, where, problems) for one in value]
+    if not anchors:
+        problems.add(where, "an empty gradient")
+        return None
+    if len(set(anchors)) == 1:
+        return anchors[0]
+    return {"gradient": anchors, "outside": anchors[0]}
+
+
+def _checked(value: Any, meaning: Meaning, where: str, problems: Problems) -> Any:
+    changed = _changed_scalar(value, meaning)
+    if meaning.change == "fraction" and changed != value and changed != _number(value):
+        problems.warn(where, f"{value} is taken for {changed:g}")
+    return changed
+
+
+def _changed_scalar(value: Any, meaning: Meaning) -> Any:
+    number = _number(value)
+    if meaning.change == "rescale":
+        return "l1" if number in (True, "true") else "none"
+    if meaning.change == "fraction" and isinstance(number, float | int):
+        return min(max(float(number), 0.0), 1.0)
+    if isinstance(meaning.default, int) and not isinstance(meaning.default, bool):
+        return number
+    if isinstance(number, int) and not isinstance(number, bool):
+        return float(number)
+    return number
+
+
+def _number(value: Any) -> Any:
+    """Mergekit reads numbers that YAML 1.1 takes for words (`1e-3`)."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        return value
