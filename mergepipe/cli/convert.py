@@ -7,11 +7,14 @@ from typing import Annotated
 
 import typer
 
+from mergepipe.cli.options import Plugin
+
 __all__ = ["convert"]
 
 
 def convert(
     file: Annotated[Path, typer.Argument(help="A configuration of mergekit.")],
+    plugin: Plugin = None,
 ) -> None:
     """Print the recipe that a configuration of mergekit means; warnings go to stderr."""
     import yaml
@@ -21,7 +24,7 @@ def convert(
     from mergepipe.errors import Problems
 
     problems = Problems()
-    document = pipeline.read_recipe(file, problems)
+    document = pipeline.read_recipe(file, problems, plugins=plugin or ())
     print_warnings(problems.warnings)
     problems.raise_any()
     text = yaml.safe_dump(document.data, sort_keys=False, allow_unicode=True, width=100)

@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
-from mergepipe.cli.options import Json
+from mergepipe.cli.options import Json, Plugin
 
 __all__ = ["lint"]
 
 
 def lint(
     file: Annotated[Path, typer.Argument(help="A recipe, or a configuration of mergekit.")],
+    plugin: Plugin = None,
     *,
     json: Json = False,
 ) -> None:
@@ -24,7 +25,7 @@ def lint(
     from mergepipe.errors import Problems
 
     problems = Problems()
-    pipeline.check_recipe(file, problems)
+    pipeline.check_recipe(file, problems, plugins=plugin or ())
     if json:
         found = [{"where": p.where, "what": p.what, "fix": p.fix} for p in problems.found]
         print(as_json.dumps({"warnings": list(problems.warnings), "errors": found}))  # noqa: T201

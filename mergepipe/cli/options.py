@@ -7,7 +7,7 @@ from typing import Annotated, TypeAlias
 
 import typer
 
-__all__ = ["Device", "Json", "MaxMemory", "Out", "RecipeFile", "Set", "Threads"]
+__all__ = ["Device", "Json", "MaxMemory", "Out", "Plugin", "RecipeFile", "Set", "Threads"]
 
 
 def _as_bytes(text: str) -> int:
@@ -47,5 +47,9 @@ MaxMemory: TypeAlias = Annotated[
 Device: TypeAlias = Annotated[
     str | None,
     typer.Option("--device", help="Compute by torch there, such as cuda; default: the CPU."),
+]
+Plugin: TypeAlias = Annotated[
+    list[Path] | None,
+    typer.Option("--plugin", help="A Python file with a merge method; it is run. Repeatable."),
 ]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mergepipe.cli.options import Device, Json, MaxMemory, Out, RecipeFile, Set, Threads
+from mergepipe.cli.options import Device, Json, MaxMemory, Out, Plugin, RecipeFile, Set, Threads
 
 __all__ = ["plan"]
 
@@ -14,6 +14,7 @@ def plan(
     threads: Threads = None,
     max_memory: MaxMemory = None,
     device: Device = None,
+    plugin: Plugin = None,
     *,
     json: Json = False,
 ) -> None:
@@ -23,12 +24,13 @@ def plan(
     from mergepipe.cli.console import print_warnings
     from mergepipe.execute import Resources
 
-    prepared = pipeline.prepare(
+    prepared = pipeline.prepare_file(
         recipe,
         settings=overrides or (),
         out=out,
         resources=Resources(threads, max_memory, device),
         local_files_only=True,
+        plugins=plugin or (),
     )
     plan_table.show(prepared, json_only=json)
     print_warnings(() if json else prepared.warnings)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mergepipe.cli.options import Device, Json, MaxMemory, Out, RecipeFile, Set, Threads
+from mergepipe.cli.options import Device, Json, MaxMemory, Out, Plugin, RecipeFile, Set, Threads
 from mergepipe.cli.signals import stoppable
 
 if TYPE_CHECKING:
-    from mergepipe.execute import Resources
+    from mergepipe.pipeline import Prepared
 
 __all__ = ["run"]
 
@@ -23,6 +22,7 @@ def run(
     threads: Threads = None,
     max_memory: MaxMemory = None,
     device: Device = None,
+    plugin: Plugin = None,
     *,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the output folder if it exists.")
@@ -38,31 +38,29 @@ def run(
     json: Json = False,
 ) -> None:
     """Merge, going on where a run that was cut off stopped, and score what comes out."""
+    from mergepipe import pipeline
+    from mergepipe.cli import progress
     from mergepipe.execute import Resources
 
     with stoppable():
-        resources = Resources(threads, max_memory, device)
-        sync = not no_sync
-        _run(recipe, out, overrides or [], resources, overwrite=overwrite, sync=sync, json=json)
+        prepared = pipeline.prepare_file(
+            recipe,
+            settings=overrides or (),
+            out=out,
+            resources=Resources(threads, max_memory, device),
+            plugins=plugin or (),
+            tell=progress.tell,
+        )
+        _run(prepared, overwrite=overwrite, sync=not no_sync, json=json)
 
 
-def _run(
-    recipe: Path,
-    out: Path | None,
-    settings: list[str],
-    resources: Resources,
-    *,
-    overwrite: bool,
-    sync: bool,
-    json: bool,
-) -> None:
+def _run(prepared: Prepared, *, overwrite: bool, sync: bool, json: bool) -> None:
     from mergepipe import pipeline
     from mergepipe.cli import progress
     from mergepipe.cli.console import print_warnings
     from mergepipe.evaluate import ScoreRow
     from mergepipe.kernels.compiling import is_cold
 
-    prepared = pipeline.prepare(recipe, settings=settings, out=out, resources=resources)
     print_warnings(prepared.warnings)
     if is_cold():
         progress.tell("compiling kernels for this machine, once: about ten seconds")

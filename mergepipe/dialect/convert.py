@@ -9,13 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from mergepipe.dialect.methods import IGNORED, METHODS, Counterpart
+from mergepipe.dialect.methods import IGNORED, METHODS, REQUIRED, Counterpart, Meaning
 from mergepipe.dialect.references import References
 from mergepipe.dialect.values import Layer, native_value
 from mergepipe.errors import Problems, did_you_mean
-from mergepipe.method import load_method
+from mergepipe.method import load_method, method_names
 from mergepipe.recipe import Document, FieldPath
 
 __all__ = ["convert", "is_mergekit"]
@@ -89,7 +89,8 @@ def _parameter_names(methods: Sequence[Any]) -> frozenset[str]:
     names: set[str] = set()
     for method in methods:
         if method in METHODS:
-            names.update(load_method(METHODS[method].name).shared.model_json_schema()["properties"])
+            schema = load_method(METHODS[method].name).shared.model_json_schema()
+            names.update(schema.get("properties", {}))
     return frozenset(names)
 
 
@@ -124,7 +125,7 @@ class _Configuration:
     def merge(self, path: FieldPath, origins: dict[FieldPath, FieldPath]) -> dict[str, Any]:
         """Give the merge."""
         name = self.data.get("merge_method")
-        self.method = METHODS.get(str(name))
+        self.method = _counterpart(str(name))
         if self.method is None:
             self.problems.add(
                 self._where("merge_method"),
@@ -186,6 +187,8 @@ class _Configuration:
             self.problems.warn(self._where("base_model"), what)
             found[self.base] = {}
         self._say_base(found)
+        if self.method.weighs_base and self.base in found:  # it is the first input
+            found = {self.base: found.pop(self.base), **found}
         return found
 
     def _entries(
@@ -386,6 +389,24 @@ class _Configuration:
             self.problems.warn(self._where("chat_template"), what)
             return self.labels[0] if self.labels else self.base
         return {"jinja": _template(str(asked))}
+
+
+def _counterpart(name: str) -> Counterpart | None:
+    """Give the method of ours that a name of mergekit's, or of a plugin, stands for."""
+    if name in METHODS or name not in method_names():
+        return METHODS.get(name)
+    method = load_method(name)
+    base: Literal["required", "optional", "unused"] = "unused"
+    if method.uses_base(named=True):
+        base = "required" if method.needs_base else "optional"
+    each, shared = (
+        {
+            key: Meaning(key, REQUIRED if one.is_required() else one.default)
+            for key, one in parameters.model_fields.items()
+        }
+        for parameters in (method.each, method.shared)
+    )
+    return Counterpart(name, base, each, shared)
 
 
 def _template(name: str) -> str:

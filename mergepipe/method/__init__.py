@@ -38,6 +38,7 @@ from mergepipe.method.blocks import (
 from mergepipe.method.kinds import (
     Kernel,
     Method,
+    install,
     load_method,
     load_post_step,
     method_names,
@@ -61,6 +62,7 @@ __all__ = [
     "add_statistics",
     "apply",
     "block_ranges",
+    "install",
     "load_method",
     "load_post_step",
     "measure_blocks",

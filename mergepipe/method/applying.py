@@ -73,7 +73,7 @@ def apply(
     posts = [(load_post_step(post), values) for post, values in then]
     calls = [(method, chosen, common)]
     calls += [(post, tuple(post.each() for _ in labels), post.shared(**v)) for post, v in posts]
-    cut = strictest(one.cut(values, target) for one, _, values in calls)
+    cut = strictest((one.cut(values, target) for one, _, values in calls), target)
     blocks = [
         Block(
             target=target,

@@ -50,7 +50,8 @@ class Parameters(BaseModel):
 
 
 Role: TypeAlias = Literal["embedding", "head", "other"]  # a table of rows, the last layer, others
-Cut: TypeAlias = Literal["anywhere", "rows", "matrices"]  # how small blocks may be
+# How small blocks may be; a number: groups of so many elements.
+Cut: TypeAlias = Literal["anywhere", "rows", "matrices"] | int
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,21 +178,32 @@ def block_ranges(
     """Give start and stop of each block of a tensor; one without elements is one empty block.
 
     A block cut at `rows` holds whole runs along the last dimension, one cut at `matrices` one
-    matrix; a vector is one row, and cut as such.
+    matrix; a vector is one row, and cut as such. One cut at a number starts at a multiple of it.
     """
-    step, columns = block, target.columns
-    if cut == "matrices" and target.matrix is not None:
-        step = max(math.prod(target.matrix), 1)
-    elif cut != "anywhere" and columns:
-        step = max(block // columns, 1) * columns
+    unit = _unit(cut, target)
+    one = cut == "matrices" and target.matrix is not None
+    step = unit if one else max(block // unit, 1) * unit
     for start in range(0, max(target.numel, 1), step):
         yield start, min(start + step, target.numel)
 
 
-def strictest(cuts: Iterable[Cut]) -> Cut:
-    """Give the cut that does for all of these."""
-    order: tuple[Cut, ...] = ("anywhere", "rows", "matrices")
-    return max(cuts, key=order.index)
+def _unit(cut: Cut, target: Target) -> int:
+    """Elements of which blocks hold whole multiples."""
+    if isinstance(cut, int):
+        return cut
+    if cut == "matrices" and target.matrix is not None:
+        return max(math.prod(target.matrix), 1)
+    return 1 if cut == "anywhere" else max(target.columns, 1)
+
+
+def strictest(cuts: Iterable[Cut], target: Target) -> Cut:
+    """Give the cut that does for all of these; where blocks are matrices, groups end with them."""
+    asked = tuple(cuts)
+    if "matrices" in asked:
+        return "matrices"
+    if any(isinstance(cut, int) for cut in asked):
+        return math.lcm(*(_unit(cut, target) for cut in asked))
+    return "rows" if "rows" in asked else "anywhere"
 
 
 def add_statistics(parts: Iterable[Statistics]) -> Statistics:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Kernel",
     "Method",
+    "install",
     "load_method",
     "load_post_step",
     "method_names",
@@ -62,7 +63,8 @@ class Method(Generic[EachT, SharedT]):
     `check(each, shared)` raises ValueError for parameters that are wrong only together.
     A method with an `optional_base` works on task vectors where a base is named.
     `sweeps(shared)` says how often the survey reads the inputs, at most. `cut(shared, target)`
-    says whether blocks hold whole rows (runs along the last dimension), or one matrix each.
+    says whether blocks hold whole rows (runs along the last dimension), whole groups of a number
+    of elements, or one matrix each.
     `kernel(block, found, out)` is `merge` of a packed block, bit for bit, for those parameters for
     which there is one (`has_kernel(shared)`); what the survey measures then takes such blocks too.
     """
@@ -98,24 +100,40 @@ class Method(Generic[EachT, SharedT]):
         return self.doc.strip().partition("\n")[0]
 
 
-@cache
+_installed: dict[str, Method[Any, Any]] = {}
+
+
+def install(method: Method[Any, Any]) -> None:
+    """Add a method for this process: one from a plugin.
+
+    Raises
+    ------
+    InputError
+        if there is one of that name.
+
+    """
+    known = _installed.get(method.name)
+    if method.name in _names("methods") or (known is not None and known.doc != method.doc):
+        raise InputError(Problem(method.name, "there is a method of this name", "rename it"))
+    _installed[method.name] = method
+
+
 def method_names() -> tuple[str, ...]:
     """Give the names of all methods, sorted, without importing any."""
-    return _names("methods")
+    return tuple(sorted({*_names("methods"), *_installed}))
 
 
-@cache
 def post_step_names() -> tuple[str, ...]:
     """Give the names of all post-steps, sorted, without importing any."""
     return _names("post_steps")
 
 
+@cache
 def _names(package: str) -> tuple[str, ...]:
     folder = Path(__file__).parents[1] / package
     return tuple(sorted(found.name for found in pkgutil.iter_modules([str(folder)])))
 
 
-@cache
 def load_method(name: str) -> Method[Any, Any]:
     """Import the method `name`.
 
@@ -125,10 +143,9 @@ def load_method(name: str) -> Method[Any, Any]:
         if there is no such method; the message names the nearest.
 
     """
-    return _load("methods", name, method_names(), "method")
+    return _installed.get(name) or _load("methods", name, method_names(), "method")
 
 
-@cache
 def load_post_step(name: str) -> Method[Any, Any]:
     """Import the post-step `name`: a method that is given what was merged, and the inputs.
 
@@ -141,6 +158,7 @@ def load_post_step(name: str) -> Method[Any, Any]:
     return _load("post_steps", name, post_step_names(), "post-step")
 
 
+@cache
 def _load(package: str, name: str, names: tuple[str, ...], kind: str) -> Method[Any, Any]:
     if name not in names:
         raise InputError(Problem(kind, f"unknown {kind} '{name}'{did_you_mean(name, names)}"))

@@ -1,6 +1,7 @@
 """From a recipe to a checkpoint and its scores: the only place that knows every stage."""
 
 from mergepipe.pipeline.merging import Outcome, merge
+from mergepipe.pipeline.mixing import prepare_file, prepare_moe
 from mergepipe.pipeline.preparing import Prepared, check_recipe, prepare, read_recipe
 from mergepipe.pipeline.scoring import evaluate_result
 
@@ -11,5 +12,7 @@ __all__ = [
     "evaluate_result",
     "merge",
     "prepare",
+    "prepare_file",
+    "prepare_moe",
     "read_recipe",
 ]

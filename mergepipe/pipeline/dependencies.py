@@ -33,6 +33,7 @@ def dependencies(prepared: Prepared, inputs: Mapping[str, tuple[InputFile, ...]]
         "inputs": {
             label: {one.shown: _file(one) for one in files} for label, files in inputs.items()
         },
+        "plugins": dict(prepared.plugins),
         "plans": {plan.name: _plan_digest(plan) for plan in prepared.plans},
         # Only for saying what changed: the plans hold what it comes to.
         "recipe": json.loads(json.dumps(prepared.recipe.data, default=str)),
@@ -61,6 +62,8 @@ def _step(step: Step) -> list[object]:
         [one.model_dump(by_alias=True) for one in step.each],
         None if step.shared is None else step.shared.model_dump(by_alias=True),
         step.depth,
+        step.role,
+        [[name, shared.model_dump(by_alias=True)] for name, shared in step.then],
     ]
 
 
@@ -86,6 +89,10 @@ def changes(before: Any, now: Mapping[str, Any]) -> list[str]:
         for name, was, here in _differences(before.get("libraries"), now["libraries"])
     ]
     found += _changed_files(before.get("inputs", {}), now["inputs"])
+    found += [
+        f"the plugin {name} changed"
+        for name, _, _ in _differences(before.get("plugins", {}), now["plugins"])
+    ]
     found += [
         f"the recipe changed: {name} was {_shown(was)}, is {_shown(here)}"
         for name, was, here in _differences(before.get("recipe"), now["recipe"])

@@ -36,6 +36,7 @@ def describe(
         "format": FORMAT,
         "mergepipe": version("mergepipe"),
         "libraries": library_versions(),
+        **({"plugins": dict(prepared.plugins)} if prepared.plugins else {}),
         "recipe": _public(prepared.recipe.data),
         "seed": prepared.recipe.seed,
         "stages": {plan.name: _stage(plan, records[plan.name]) for plan in prepared.plans},

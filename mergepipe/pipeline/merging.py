@@ -237,6 +237,7 @@ def _write_companions(prepared: Prepared, folder: Path, problems: Problems) -> N
         chat_template=folders[recipe.chat_template] if recipe.chat_template else tokenizer,
         dtype=recipe.output.dtype,
         problems=problems,
+        settings=None if recipe.output.config else donor.config,
         layers=prepared.plans[-1].layers,
         jinja=recipe.jinja,
     )

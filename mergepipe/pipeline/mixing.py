@@ -2,18 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mergepipe.checkpoint import open_checkpoint
+from mergepipe.checkpoint import Checkpoint, open_checkpoint
 from mergepipe.errors import Problems
 from mergepipe.execute import Resources, as_device, default_memory, share_out
-from mergepipe.moe import Router, choose, plan_mixture, read_mixture
-from mergepipe.pipeline.preparing import Prepared
-from mergepipe.recipe import override, read_document
+from mergepipe.moe import Mixture, Router, choose, is_moe, plan_mixture, read_mixture
+from mergepipe.pipeline.preparing import (
+    Prepared,
+    check_apart,
+    find_evaluations,
+    named_target,
+    prepare,
+)
+from mergepipe.plan import Plan
+from mergepipe.recipe import has_several, override, read_document
 
-__all__ = ["prepare_moe"]
+__all__ = ["prepare_file", "prepare_moe"]
+
+
+def prepare_file(
+    file: Path,
+    *,
+    settings: Sequence[str] = (),
+    out: Path | None = None,
+    resources: Resources | None = None,
+    local_files_only: bool = False,
+    plugins: Sequence[Path] = (),
+    tell: Callable[[str], None] | None = None,
+) -> Prepared:
+    """Prepare what a file says: a merge by `prepare`, or a mixture of experts by `prepare_moe`."""
+    if not has_several(file) and is_moe(read_document(file).data):
+        return prepare_moe(
+            file,
+            settings=settings,
+            out=out,
+            resources=resources,
+            local_files_only=local_files_only,
+            tell=tell,
+        )
+    return prepare(
+        file,
+        settings=settings,
+        out=out,
+        resources=resources,
+        local_files_only=local_files_only,
+        plugins=plugins,
+    )
 
 
 def prepare_moe(
@@ -45,18 +82,49 @@ def prepare_moe(
         as_device(resources.device)
     problems = Problems()
     mixture = read_mixture(override(read_document(file), settings), problems)
-    sources = {} if mixture is None else mixture.recipe.sources
-    opened = {
-        label: open_checkpoint(source, problems, local_files_only=local_files_only)
-        for label, source in sources.items()
-    }
     problems.raise_any()
     assert mixture is not None, "a mixture without problems"
-    checkpoints = {label: found for label, found in opened.items() if found is not None}
+    recipe, checkpoints = mixture.recipe, _opened(mixture, problems, local_files_only)
+    evaluations = find_evaluations(recipe.evaluations, file.parent, problems)
+    target = named_target(out or recipe.output.path)
+    problems.raise_any()
+    plan, router = _plan(mixture, checkpoints, resources, problems)
+    if target is not None:
+        check_apart(target, checkpoints)
+    if tell is not None:
+        if router.prompts and router.mode != "cheap_embed":
+            tell(f"running {mixture.base} on the prompts, layer by layer, for the gates")
+        router.warn(problems)
+    return Prepared(
+        recipe=replace(recipe, merges={plan.name: plan.spec}),
+        checkpoints=checkpoints,
+        plans=(plan,),
+        evaluations=evaluations,
+        target=target,
+        resources=resources,
+        budget=share_out((plan,), resources.threads, resources.max_memory),
+        warnings=tuple(problems.warnings),
+    )
+
+
+def _opened(mixture: Mixture, problems: Problems, local_only: bool) -> dict[str, Checkpoint]:
+    opened = {
+        label: open_checkpoint(source, problems, local_files_only=local_only)
+        for label, source in mixture.recipe.sources.items()
+    }
+    return {label: found for label, found in opened.items() if found is not None}
+
+
+def _plan(
+    mixture: Mixture,
+    checkpoints: Mapping[str, Checkpoint],
+    resources: Resources,
+    problems: Problems,
+) -> tuple[Plan, Router]:
     target = choose(mixture, checkpoints, problems)
     problems.raise_any()
     assert target is not None, "an architecture that fits"
     router = Router.of(mixture, checkpoints[mixture.base], resources.device, problems)
     plan = plan_mixture(mixture, target, checkpoints, router, problems)
     problems.raise_any()
-    ...
+    return plan, router

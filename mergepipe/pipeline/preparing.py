@@ -12,6 +12,7 @@ from mergepipe.errors import InputError, Problem, Problems
 from mergepipe.evaluate import Evaluation, parse_evaluation
 from mergepipe.execute import Budget, Resources, as_device, default_memory, share_out
 from mergepipe.plan import Plan, make_plan
+from mergepipe.plugins import load_plugins
 from mergepipe.recipe import (
     Document,
     EvaluationSpec,
@@ -27,7 +28,16 @@ from mergepipe.recipe import (
 )
 from mergepipe.write import STAGES, partial_folder
 
-__all__ = ["Prepared", "check_recipe", "prepare", "read_recipe", "stage_folder"]
+__all__ = [
+    "Prepared",
+    "check_apart",
+    "check_recipe",
+    "find_evaluations",
+    "named_target",
+    "prepare",
+    "read_recipe",
+    "stage_folder",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +52,7 @@ class Prepared:
     resources: Resources
     budget: Budget
     warnings: tuple[str, ...] = field(default=())
+    plugins: Mapping[str, str] = field(default_factory=dict)  # file name -> digest
 
     @property
     def disk_bytes(self) -> int:
@@ -66,10 +77,12 @@ def prepare(
     out: Path | None = None,
     resources: Resources | None = None,
     local_files_only: bool = False,
+    plugins: Sequence[Path] = (),
 ) -> Prepared:
     """Read a recipe and the headers of its models, and plan everything.
 
-    `settings` are `field=value` overrides. No weight is read and nothing is written.
+    `settings` are `field=value` overrides, `plugins` files of merge methods, which are run. No
+    weight is read and nothing is written.
 
     Raises
     ------
@@ -84,24 +97,25 @@ def prepare(
         resources = replace(resources, max_memory=default_memory())
     if resources.device is not None:
         as_device(resources.device)
+    digests = load_plugins(plugins)
     problems = Problems()
     document = read_recipe(file, problems, settings)
     recipe = parse(document, problems)
     sources = recipe.sources if recipe is not None else parse_models(document)
-    specs = recipe.evaluations if recipe is not None else parse_evaluations(document)
+    specs = recipe.evaluations if recipe is not None else parsefind_evaluations(document)
     opened = {
         label: open_checkpoint(source, problems, local_files_only=local_files_only)
         for label, source in sources.items()
     }
-    evaluations = _evaluations(specs, document.folder, problems)
+    evaluations = find_evaluations(specs, document.folder, problems)
     problems.raise_any()
     assert recipe is not None, "a recipe without problems"
     checkpoints = {label: found for label, found in opened.items() if found is not None}
-    target = _named(out or recipe.output.path)
+    target = named_target(out or recipe.output.path)
     plans = _plans(recipe, checkpoints, stage_folder(target), problems)
     problems.raise_any()
     if target is not None:
-        _check_apart(target, checkpoints)
+        check_apart(target, checkpoints)
     return Prepared(
         recipe=recipe,
         checkpoints=checkpoints,
@@ -111,11 +125,15 @@ def prepare(
         resources=resources,
         budget=share_out(plans, resources.threads, resources.max_memory),
         warnings=tuple(problems.warnings),
+        plugins=digests,
     )
 
 
-def read_recipe(file: Path, problems: Problems, settings: Sequence[str] = ()) -> Document:
+def read_recipe(
+    file: Path, problems: Problems, settings: Sequence[str] = (), plugins: Sequence[Path] = ()
+) -> Document:
     """Read a recipe, or a configuration of mergekit as the recipe that it means."""
+    load_plugins(plugins)
     document = override(_read(file), settings)
     data = document.data
     if is_mergekit(data) or (isinstance(data, list) and any(map(is_mergekit, data))):
@@ -123,9 +141,9 @@ def read_recipe(file: Path, problems: Problems, settings: Sequence[str] = ()) ->
     return document
 
 
-def check_recipe(file: Path, problems: Problems) -> None:
+def check_recipe(file: Path, problems: Problems, plugins: Sequence[Path] = ()) -> None:
     """Find what can be said of a recipe without its models."""
-    parse(read_recipe(file, problems), problems)
+    parse(read_recipe(file, problems, plugins=plugins), problems)
 
 
 def _read(file: Path) -> Document:
@@ -136,7 +154,7 @@ def _read(file: Path) -> Document:
     return read_document(file)
 
 
-def _evaluations(
+def find_evaluations(
     specs: Sequence[EvaluationSpec], folder: Path, problems: Problems
 ) -> tuple[Evaluation, ...]:
     found = (
@@ -153,7 +171,7 @@ def _evaluations(
     return tuple(one for one in found if one is not None)
 
 
-def _named(target: Path | None) -> Path | None:
+def named_target(target: Path | None) -> Path | None:
     """Give the target with a name of its own, where it is said as `.` or `..`."""
     if target is None or target.name not in {"", ".."}:
         return target
@@ -207,7 +225,7 @@ def _origin(
     return checkpoints.get(spec.donor)
 
 
-def _check_apart(target: Path, checkpoints: Mapping[str, Checkpoint]) -> None:
+def check_apart(target: Path, checkpoints: Mapping[str, Checkpoint]) -> None:
     """Refuse an output that is an input, or lies in one, or has one inside."""
     ours = target.resolve()
     for label, checkpoint in checkpoints.items():

@@ -56,11 +56,13 @@ def write_companions(
     chat_template: Path,
     dtype: str | None,
     problems: Problems,
+    settings: Mapping[str, Any] | None = None,
     layers: Sequence[int] | None = None,
     jinja: str | None = None,
 ) -> None:
     """Write configuration from `config`'s folder, tokenizer and chat template from theirs.
 
+    `settings` are written in place of that folder's `config.json`, which others stand beside.
     `dtype` is the torch name that `config.json` shall give, None to leave what it says; `layers`
     are those of `config`'s model that the result's are like, None for the same. `jinja` is the
     text of a chat template in place of any model's.
@@ -74,7 +76,7 @@ def write_companions(
 
     """
     with disk_faults(folder):
-        settings = _read(config / "config.json")
+        settings = _read(config / "config.json") if settings is None else settings
         resized = settings if layers is None else with_layers(settings, layers)
         _write(folder / "config.json", _public(resized, dtype, problems))
         _copy(config, folder, _BASE_FILES)
