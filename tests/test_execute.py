@@ -27,6 +27,7 @@ from torch.testing import assert_close
 from mergepipe.checkpoint import torch_dtype
 from mergepipe.method import BLOCK, apply, load_method, method_names
 from mergepipe.pipeline import merge
+from mergepipe.plan import role_of
 
 
 @pytest.fixture
@@ -66,7 +67,8 @@ def test_what_is_written_is_what_the_method_gives_tensor_by_tensor(models, name)
     for tensor, found in merged.items():
         origin = inputs["base"][tensor] if base else None
         experts = {label: inputs[label][tensor] for label in labels}
-        assert torch.equal(found, apply(name, origin, experts, tensor=tensor, seed=5, **shared))
+        place = {"tensor": tensor, "role": role_of(tensor, found.shape)}
+        assert torch.equal(found, apply(name, origin, experts, seed=5, **place, **shared))
 
 
 @pytest.fixture(scope="module")

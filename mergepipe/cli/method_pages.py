@@ -9,7 +9,14 @@ from rich.table import Table
 from rich.text import Text
 
 from mergepipe.cli.console import results
-from mergepipe.method import Method, Parameters, load_method, method_names
+from mergepipe.method import (
+    Method,
+    Parameters,
+    load_method,
+    load_post_step,
+    method_names,
+    post_step_names,
+)
 
 __all__ = ["show_page", "show_table"]
 
@@ -23,6 +30,9 @@ def show_table() -> None:
         method = load_method(name)
         base = "yes" if method.needs_base else "no"
         table.add_row(name, base, _models(method), Text(method.summary))
+    for name in post_step_names():
+        step = load_post_step(name)
+        table.add_row(name, "after a merge", "", Text(step.summary))
     results.print(table)
 
 
@@ -48,8 +58,8 @@ def _parameters(parameters: type[Parameters], title: str) -> Table:
         table.add_row(
             name,
             str(field.get("default", "required")).lower(),
-            _values(field),
-            field["description"],
+            Text(_values(field)),
+            Text(field["description"]),
         )
     return table
 
@@ -58,5 +68,5 @@ def _values(field: dict[str, Any]) -> str:
     if "enum" in field:
         return " | ".join(field["enum"])
     low, high = field.get("minimum"), field.get("maximum")
-    kind = str(field["type"])
+    kind = field.get("type") or " or ".join(one["type"] for one in field["anyOf"])
     return kind if low is None and high is None else f"{kind}, {low} to {high}"

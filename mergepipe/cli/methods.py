@@ -6,17 +6,23 @@ from typing import Annotated
 
 import typer
 
+from mergepipe.cli.options import Plugin
+
 __all__ = ["methods"]
 
 
 def methods(
     name: Annotated[str | None, typer.Argument(help="A method, for its page.")] = None,
+    plugin: Plugin = None,
 ) -> None:
     """List the merge methods, or show one: formula, paper, parameters."""
     from mergepipe.cli import method_pages
-    from mergepipe.method import load_method
+    from mergepipe.method import load_method, load_post_step, post_step_names
+    from mergepipe.plugins import load_plugins
 
+    load_plugins(plugin or ())
     if name is None:
         method_pages.show_table()
     else:
-        method_pages.show_page(load_method(name))
+        find = load_post_step if name in post_step_names() else load_method
+        method_pages.show_page(find(name))

@@ -94,7 +94,8 @@ def prepare_moe(
     if tell is not None:
         if router.prompts and router.mode != "cheap_embed":
             tell(f"running {mixture.base} on the prompts, layer by layer, for the gates")
-        router.warn(problems)
+        router.check(problems)
+        problems.raise_any()
     return Prepared(
         recipe=replace(recipe, merges={plan.name: plan.spec}),
         checkpoints=checkpoints,

@@ -102,7 +102,7 @@ def prepare(
     document = read_recipe(file, problems, settings)
     recipe = parse(document, problems)
     sources = recipe.sources if recipe is not None else parse_models(document)
-    specs = recipe.evaluations if recipe is not None else parsefind_evaluations(document)
+    specs = recipe.evaluations if recipe is not None else parse_evaluations(document)
     opened = {
         label: open_checkpoint(source, problems, local_files_only=local_files_only)
         for label, source in sources.items()
@@ -137,7 +137,8 @@ def read_recipe(
     document = override(_read(file), settings)
     data = document.data
     if is_mergekit(data) or (isinstance(data, list) and any(map(is_mergekit, data))):
-        return convert(document, problems)
+        document = convert(document, problems)
+        problems.raise_any()  # what follows would speak of parts that nobody wrote
     return document
 
 
@@ -157,6 +158,7 @@ def _read(file: Path) -> Document:
 def find_evaluations(
     specs: Sequence[EvaluationSpec], folder: Path, problems: Problems
 ) -> tuple[Evaluation, ...]:
+    """Check the entries of `evaluate:`, each by its evaluator."""
     found = (
         parse_evaluation(
             spec.use,

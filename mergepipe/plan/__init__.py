@@ -1,5 +1,6 @@
 """Recipe + headers -> plan: every output tensor, where it comes from, where it goes."""
 
+from mergepipe.plan.align import role_of
 from mergepipe.plan.layout import Layout, Shard, arrange
 from mergepipe.plan.make import Plan, make_plan
 from mergepipe.plan.scopes import model_scopes, scope_of
@@ -20,5 +21,6 @@ __all__ = [
     "groups",
     "make_plan",
     "model_scopes",
+    "role_of",
     "scope_of",
 ]
