@@ -34,12 +34,25 @@ GOLDEN = json.loads((Path(__file__).parent / "golden" / "methods.json").read_tex
 BASE = torch.tensor(GOLDEN["base"])
 E1, E2, E3 = (torch.tensor(values) for values in GOLDEN["experts"])
 THREE = {"e1": E1, "e2": E2, "e3": E3}
+SPARSE = {f"e{i}": torch.tensor(values) for i, values in enumerate(GOLDEN["experts_sparse"], 1)}
+BASE_1D = torch.tensor(GOLDEN["base_1d"])
+THREE_1D = dict(zip(THREE, map(torch.tensor, GOLDEN["experts_1d"]), strict=True))
+# Rounded after the subtraction: iso_cts amplifies what rounding before it would change.
+THREE_DELTAS = {
+    f"e{i}": torch.from_numpy(np.subtract(values, GOLDEN["base"]).astype(np.float32))
+    for i, values in enumerate(GOLDEN["experts"], 1)
+}
 
 
 def ties_reference(**shared):
     models = {label: {"density": 0.2} for label in THREE}
     merged = apply("ties", BASE, THREE, models, trim="reference", elect="reference", **shared)
     return merged - BASE
+
+
+def nuslerp(**shared):
+    weights = {"e1": {"weight": 0.3}, "e3": {"weight": 0.7}}
+    return apply("nuslerp", None, {"e1": E1, "e3": E3}, weights, **shared)
 
 
 GOLDEN_CALLS = {
@@ -62,6 +75,32 @@ GOLDEN_CALLS = {
     ),
     "sce_masked": lambda: apply("sce", BASE, THREE, select_topk=0.5),
     "sce_fuseai": lambda: apply("sce", BASE, THREE, select_topk=0.5, variant="fuseai"),
+    "widen_2d": lambda: apply("widen", BASE, THREE),
+    "widen_2d_t0.6_s0.8": lambda: apply("widen", BASE, THREE, t=0.6, s=0.8),
+    "widen_embedding": lambda: apply("widen", BASE, THREE, role="embedding"),
+    "widen_1d": lambda: apply("widen", BASE_1D, THREE_1D),
+    "emr_unified": lambda: apply("emr", BASE, THREE) - BASE,
+    "localize_and_stitch_dataless_delta": lambda: (
+        apply("localize_and_stitch", BASE, THREE, {k: {"density": 0.3} for k in THREE}) - BASE
+    ),
+    "ram": lambda: apply("ram", BASE, SPARSE),
+    "ram_plus": lambda: apply("ram_plus", BASE, SPARSE),
+    "varm_matrix": lambda: apply("varm", BASE, THREE),
+    "consensus_ta_delta": lambda: apply("consensus_ta", BASE, THREE) - BASE,
+    "nuslerp_flatten": nuslerp,
+    "nuslerp_rows": partial(nuslerp, flatten=False),
+    "nuslerp_cols": partial(nuslerp, flatten=False, row_wise=True),
+    "multislerp_base": lambda: apply(
+        "multislerp", BASE, THREE, {"e2": {"weight": 2.0}, "e3": {"weight": 3.0}}
+    ),
+    "karcher": lambda: apply("karcher", None, THREE),
+    "model_stock": lambda: apply("model_stock", BASE, THREE),
+    "nearswap": lambda: apply("nearswap", BASE, {"e1": E1}, t=0.03),
+    "arcee_fusion": lambda: apply("arcee_fusion", BASE, {"e1": E1}),
+    "iso_c_delta": lambda: apply("iso_c", BASE, THREE) - BASE,
+    "iso_cts_delta": lambda: apply("iso_cts", 0 * BASE, THREE_DELTAS, common_fraction=0.5),
+    "tsv_m_delta": lambda: apply("tsv_m", BASE, THREE) - BASE,
+    "wudi_delta": lambda: apply("wudi", BASE, THREE) - BASE,
     "della_keep_prob_e1": lambda: keep_probabilities(E1 - BASE, 0.6, 0.07).float(),
 }
 
