@@ -69,7 +69,7 @@ _MATRIX = 2
 
 
 @dataclass(frozen=True, slots=True)
-class _Pair:
+class Pair:
     """The two factors of a module's update, as far as they were found."""
 
     a: Stored | None
@@ -78,7 +78,7 @@ class _Pair:
 
 
 @dataclass(frozen=True, slots=True)
-class _Adapter:
+class Adapter:
     """An adapter's files, read: its config, and the tensors in `file`."""
 
     config: Mapping[str, Any]
@@ -91,10 +91,10 @@ def apply_adapter(
     place: Place, base: Weights, base_config: Mapping[str, Any], problems: Problems
 ) -> tuple[Weights, Mapping[str, LowRank]]:
     """Give `base` with the adapter's whole tensors in place, and the low-rank updates by name."""
-    adapter = _read_adapter(place, problems)
+    adapter = read_adapter(place, problems)
     if adapter is None:
         return base, {}
-    pairs, whole, faults = _sorted_out(adapter.tensors)
+    pairs, whole, faults = sorted_out(adapter.tensors)
     whole, tie_faults = _with_ties(whole, pairs, adapter.config, base, base_config)
     replaced = _replaced(base, whole)
     updates, update_faults = _updates(pairs, adapter, replaced)
@@ -103,7 +103,7 @@ def apply_adapter(
     return replaced, updates
 
 
-def _read_adapter(place: Place, problems: Problems) -> _Adapter | None:
+def read_adapter(place: Place, problems: Problems) -> Adapter | None:
     """Read config and weight headers of an adapter; None if one of them cannot be used."""
     file = next((name for name in _WEIGHTS if (place.folder / name).exists()), _WEIGHTS[0])
     weights = read_file(place, file, problems)
@@ -117,7 +117,7 @@ def _read_adapter(place: Place, problems: Problems) -> _Adapter | None:
         return None
     scaling, faults = scaling_of(config)
     report(problems, place.of(_CONFIG), _config_faults(config) + faults, _FIX)
-    return _Adapter(config, scaling, file, weights.tensors) if scaling and weights else None
+    return Adapter(config, scaling, file, weights.tensors) if scaling and weights else None
 
 
 def _config_faults(config: Mapping[str, Any]) -> list[str]:
@@ -136,7 +136,7 @@ def _config_faults(config: Mapping[str, Any]) -> list[str]:
 
 def _with_ties(
     whole: Mapping[str, Stored],
-    pairs: Mapping[str, _Pair],
+    pairs: Mapping[str, Pair],
     config: Mapping[str, Any],
     base: Weights,
     base_config: Mapping[str, Any],
@@ -161,11 +161,11 @@ def _says_untied(config: Mapping[str, Any]) -> bool:
     return any(section.get("tie_word_embeddings") is False for section in sections)
 
 
-def _sorted_out(
+def sorted_out(
     tensors: Mapping[str, Stored],
-) -> tuple[dict[str, _Pair], dict[str, Stored], list[str]]:
+) -> tuple[dict[str, Pair], dict[str, Stored], list[str]]:
     """Give the adapter's tensors as pairs by module, and whole ones by the base's tensor name."""
-    pairs: dict[str, _Pair] = {}
+    pairs: dict[str, Pair] = {}
     whole: dict[str, Stored] = {}
     faults: list[str] = []
     for full_name, stored in tensors.items():
@@ -173,7 +173,7 @@ def _sorted_out(
         match = _PAIR.fullmatch(name)
         # Embedding factors are bare parameters, all others are weights of a module.
         if match and bool(match["embedding"]) != bool(match["weight"]):
-            known = pairs.get(match["module"], _Pair(None, None, bool(match["embedding"])))
+            known = pairs.get(match["module"], Pair(None, None, bool(match["embedding"])))
             is_a = match["side"] == "A"
             pairs[match["module"]] = replace(known, a=stored) if is_a else replace(known, b=stored)
         elif ".lora_" in name:
@@ -196,7 +196,7 @@ def _whole_faults(whole: Mapping[str, Stored], base: Weights) -> list[str]:
 
 
 def _updates(
-    pairs: Mapping[str, _Pair], adapter: _Adapter, base: Weights
+    pairs: Mapping[str, Pair], adapter: Adapter, base: Weights
 ) -> tuple[dict[str, LowRank], list[str]]:
     """Give the low-rank updates by tensor name, and the faults of those that cannot be made."""
     fan_in_fan_out = bool(adapter.config.get("fan_in_fan_out"))
@@ -219,7 +219,7 @@ def _updates(
 
 
 def _update(
-    module: str, pair: _Pair, scaling: Scaling, fan_in_fan_out: bool, target: Stored | None
+    module: str, pair: Pair, scaling: Scaling, fan_in_fan_out: bool, target: Stored | None
 ) -> LowRank | str:
     """Give the update of one module's weight, or what is wrong with it."""
     if target is None:
