@@ -7,6 +7,7 @@ from mergepipe.checkpoint.source import ModelSource
 from mergepipe.checkpoint.tensors import (
     DTYPES,
     DType,
+    Held,
     LowRank,
     Stored,
     read_into,
@@ -19,6 +20,7 @@ __all__ = [
     "DTYPES",
     "Checkpoint",
     "DType",
+    "Held",
     "LowRank",
     "ModelSource",
     "Stored",

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,12 +58,20 @@ DTYPES: Mapping[str, DType] = MappingProxyType(
 )
 
 
+class Held(Protocol):
+    """The values of a tensor that is in no file: held in memory, or made when they are read."""
+
+    def __getitem__(self, run: slice, /) -> torch.Tensor:
+        """Give a run of the flattened tensor, in its dtype."""
+
+
 @dataclass(frozen=True, slots=True)
 class Stored:
     """A tensor on disk: a byte range of a file, read only when asked for.
 
-    `start` and `stop` are absolute byte offsets in `file`. `memory` holds the values (1-D) of the
-    few tensors that no byte range describes: legacy pickles, and pickled non-contiguous views.
+    `start` and `stop` are absolute byte offsets in `file`. `memory` gives the values (1-D) of the
+    few tensors that no byte range describes: legacy pickles, pickled non-contiguous views, and
+    what is made (gates, noise), where the name of `file` stands for all that it is made of.
     """
 
     name: str
@@ -72,7 +80,7 @@ class Stored:
     file: Path
     start: int
     stop: int
-    memory: torch.Tensor | None = field(default=None, compare=False, repr=False)
+    memory: Held | None = field(default=None, compare=False, repr=False)
 
     @property
     def nbytes(self) -> int:

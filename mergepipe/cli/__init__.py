@@ -8,7 +8,19 @@ import traceback
 
 import typer
 
-from mergepipe.cli import init, methods, plan, run, schema, verify
+from mergepipe.cli import (
+    combine_lora,
+    convert,
+    extract_lora,
+    init,
+    inspect,
+    lint,
+    methods,
+    plan,
+    run,
+    schema,
+    verify,
+)
 from mergepipe.cli.console import print_error
 from mergepipe.cli.streams import safe_streams
 from mergepipe.errors import MergepipeError
@@ -50,7 +62,12 @@ def _options(
 
 app.command("run")(run.run)
 app.command("plan")(plan.plan)
+app.command("inspect")(inspect.inspect)
+app.command("convert")(convert.convert)
+app.command("lint")(lint.lint)
 app.command("verify")(verify.verify)
+app.command("extract-lora")(extract_lora.extract_lora)
+app.command("combine-lora")(combine_lora.combine_lora)
 app.command("methods")(methods.methods)
 app.command("init")(init.init)
 app.command("schema")(schema.schema)

@@ -94,6 +94,15 @@ def print_scores(rows: Sequence[ScoreRow]) -> None:
         results.print(table(rows))
 
 
+def print_comparison(rows: Sequence[ScoreRow], *, json_only: bool) -> None:
+    """Print the table of a comparison, or its results as JSON."""
+    if json_only:
+        found = [json.loads(line) for line in results_jsonl(rows).splitlines()]
+        print(json.dumps({"results": found}, indent=2))  # noqa: T201
+    else:
+        print_scores(rows)
+
+
 def print_json(outcome: Outcome, warnings: Sequence[str], rows: Sequence[ScoreRow]) -> None:
     """Print the result and its scores as one JSON object."""
     found = {

@@ -64,13 +64,19 @@ def _run(prepared: Prepared, *, overwrite: bool, sync: bool, json: bool) -> None
     print_warnings(prepared.warnings)
     if is_cold():
         progress.tell("compiling kernels for this machine, once: about ten seconds")
+    scores: tuple[ScoreRow, ...]
+    if prepared.recipe.compares:
+        with progress.scoring() as notice:
+            scores = pipeline.compare(prepared, notice=notice)
+        progress.print_comparison(scores, json_only=json)
+        return
     with progress.shown() as report:
         outcome = pipeline.merge(
             prepared, overwrite=overwrite, sync=sync, report=report, tell=progress.tell
         )
     print_warnings(outcome.warnings)
     progress.print_outcome(outcome)
-    scores: tuple[ScoreRow, ...] = ()
+    scores = ()
     if prepared.evaluations:
         with progress.scoring() as notice:
             scores = pipeline.evaluate_result(prepared, outcome, notice=notice)

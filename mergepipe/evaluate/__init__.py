@@ -9,6 +9,7 @@ from mergepipe.evaluate.evaluator import (
     evaluator_names,
     find_evaluator,
 )
+from mergepipe.evaluate.league import league
 from mergepipe.evaluate.score import (
     Evaluation,
     ScoreRow,
@@ -28,6 +29,7 @@ __all__ = [
     "ScoreRow",
     "evaluator_names",
     "find_evaluator",
+    "league",
     "markdown",
     "parse_evaluation",
     "read_jsonl",

@@ -1,5 +1,6 @@
 """From a recipe to a checkpoint and its scores: the only place that knows every stage."""
 
+from mergepipe.pipeline.comparing import compare
 from mergepipe.pipeline.merging import Outcome, merge
 from mergepipe.pipeline.mixing import prepare_file, prepare_moe
 from mergepipe.pipeline.preparing import Prepared, check_recipe, prepare, read_recipe
@@ -9,6 +10,7 @@ __all__ = [
     "Outcome",
     "Prepared",
     "check_recipe",
+    "compare",
     "evaluate_result",
     "merge",
     "prepare",

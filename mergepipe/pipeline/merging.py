@@ -30,7 +30,7 @@ from mergepipe.write import (
     write_companions,
 )
 
-__all__ = ["Outcome", "Report", "execute_plan", "merge"]
+__all__ = ["Outcome", "Report", "execute_plan", "merge", "write_all_companions"]
 
 Report: TypeAlias = Callable[[Plan], Progress]
 Tell: TypeAlias = Callable[[str], None]
@@ -130,7 +130,7 @@ class _Run:
         for plan in before:
             execute_plan(plan, self._place(plan), resources, self.report, self.journal)
         execute_plan(result, self.folder, resources, self.report, self.journal, sync=sync)
-        _write_companions(self.prepared, self.folder, problems)
+        write_all_companions(self.prepared, result, self.folder, problems)
         check_unchanged(self.inputs)
         text = manifest_bytes(describe(self.prepared, self.inputs, self.journal, self.folder))
         with disk_faults(self.folder / MANIFEST_FILE):
@@ -226,8 +226,9 @@ def _check_space(target: Path, needed: int, partial: Path) -> None:
         )
 
 
-def _write_companions(prepared: Prepared, folder: Path, problems: Problems) -> None:
-    recipe, donor = prepared.recipe, prepared.plans[-1].donor
+def write_all_companions(prepared: Prepared, plan: Plan, folder: Path, problems: Problems) -> None:
+    """Write what stands beside the weights of a plan's result."""
+    recipe, donor = prepared.recipe, plan.donor
     folders = {label: checkpoint.folder for label, checkpoint in prepared.checkpoints.items()}
     tokenizer = folders[recipe.tokenizer] if recipe.tokenizer else donor.folder
     write_companions(
@@ -238,6 +239,6 @@ def _write_companions(prepared: Prepared, folder: Path, problems: Problems) -> N
         dtype=recipe.output.dtype,
         problems=problems,
         settings=None if recipe.output.config else donor.config,
-        layers=prepared.plans[-1].layers,
+        layers=plan.layers,
         jinja=recipe.jinja,
     )

@@ -198,7 +198,7 @@ def _plans(
     known = dict(checkpoints)
     plans = []
     for name, spec in recipe.merges.items():
-        last = name == recipe.result
+        last = recipe.compares or name == recipe.result
         plan = make_plan(
             name,
             spec,
@@ -213,7 +213,8 @@ def _plans(
         )
         if plan is None:
             break
-        known[name] = plan.as_checkpoint(stages / name)
+        if not recipe.compares:
+            known[name] = plan.as_checkpoint(stages / name)
         plans.append(plan)
     return tuple(plans)
 

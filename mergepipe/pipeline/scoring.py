@@ -17,7 +17,7 @@ from mergepipe.plan import make_plan
 from mergepipe.recipe import MergeSpec
 from mergepipe.write import write_companions
 
-__all__ = ["evaluate_result"]
+__all__ = ["evaluate_result", "input_models"]
 
 
 def evaluate_result(
@@ -38,15 +38,24 @@ def _askable(
     """Load the models one after the other; only one is in memory."""
     from mergepipe.model.load import local_model
 
+    yield from input_models(prepared, scratch, notice)
+    name = prepared.recipe.result
+    notice(name)
+    yield local_model(outcome.folder, "merged" if name == "merge" else name)
+
+
+def input_models(
+    prepared: Prepared, scratch: Path, notice: Callable[[str], None]
+) -> Iterator[Model]:
+    """Load the inputs of a recipe one after the other."""
+    from mergepipe.model.load import local_model
+
     for label, checkpoint in prepared.checkpoints.items():
         notice(label)
         folder = checkpoint.folder
         if checkpoint.low_rank or checkpoint.source.adapter or checkpoint.source.adapter_hub:
             folder = _applied(checkpoint, scratch / label, prepared.resources)
         yield local_model(folder, label)
-    name = prepared.recipe.result
-    notice(name)
-    yield local_model(outcome.folder, "merged" if name == "merge" else name)
 
 
 def _applied(checkpoint: Checkpoint, folder: Path, resources: Resources) -> Path:

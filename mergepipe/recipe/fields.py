@@ -200,6 +200,9 @@ class RecipeFields(Fields):
     ]
     merge: MergeFields | None = None
     stages: dict[Label, StageFields] | None = Field(None, min_length=1)
+    compare: dict[Label, MergeFields] | None = Field(
+        None, min_length=1, description="merges to be scored side by side; none is kept"
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="for methods that draw random numbers")
     nan_policy: NanPolicy = Field(
         "refuse",

@@ -41,6 +41,8 @@ class MergeReader:
             self.stages["merge"] = (("merge",), fields.merge)
         for name, stage in (fields.stages or {}).items():
             self.stages[name] = (("stages", name, "merge"), stage.merge)
+        for name, merge in (fields.compare or {}).items():
+            self.stages[name] = (("compare", name), merge)
 
     def check_label(self, label: str | None, path: FieldPath, extra: Iterable[str] = ()) -> None:
         """Add a problem if `label` is no model, nor one of `extra`."""
@@ -53,20 +55,22 @@ class MergeReader:
     def merges(self) -> dict[str, MergeSpec]:
         """Give the merges by stage, in order of execution."""
         data = self.document.data
-        if sum(data.get(field) is not None for field in ("merge", "stages")) != 1:
-            self.problems.add(self.document.where(()), "give exactly one of `merge:` and `stages:`")
+        if sum(data.get(field) is not None for field in ("merge", "stages", "compare")) != 1:
+            what = "give exactly one of `merge:`, `stages:` and `compare:`"
+            self.problems.add(self.document.where(()), what)
         for label in self.labels:
             self._check_free(label, ("models", label))
-        for name in _keys(data, "stages"):
-            self._check_free(name, ("stages", name))
+        for name in (*_keys(data, "stages"), *_keys(data, "compare")):
+            self._check_free(name, self.stages[name][0] if name in self.stages else ())
             if name in self.labels:
                 self.problems.add(
-                    self.document.where(("stages", name)),
+                    self.document.where(self.stages[name][0]),
                     "a model has this name",
                     "rename the stage",
                 )
         specs = {name: self._merge(path, f) for name, (path, f) in self.stages.items()}
-        return self._ordered(specs) if self.whole else specs
+        stages = self.whole and data.get("compare") is None
+        return self._ordered(specs) if stages else specs
 
     def _check_free(self, label: str, path: FieldPath) -> None:
         if label in _TAKEN:

@@ -44,6 +44,7 @@ def parse(document: Document, problems: Problems) -> Recipe | None:
         file=document.file,
         sources=sources,
         merges=merges,
+        compares=fields.compare is not None,
         seed=fields.seed,
         nan_policy=fields.nan_policy,
         tokenizer=fields.tokenizer,

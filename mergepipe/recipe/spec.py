@@ -110,6 +110,7 @@ class Recipe:
     file: Path
     sources: Mapping[str, ModelSource]
     merges: Mapping[str, MergeSpec]  # stage name -> merge; a one-stage recipe names it "merge"
+    compares: bool  # the merges are alternatives, not stages
     seed: int
     nan_policy: NanPolicy
     tokenizer: str | None
