@@ -11,7 +11,7 @@ from mergepipe.kernels.packed import Kinds, Packed
 from mergepipe.kernels.select import variance_tile
 from mergepipe.kernels.tiles import TILE, Bytes, Floats, load, load_delta
 
-__all__ = ["absolute_sum", "absolute_sums", "products", "square_sums"]
+__all__ = ["absolute_sum", "absolute_sums", "inner_products", "products", "square_sums"]
 
 _LANES = 64
 
@@ -141,3 +141,33 @@ def square_sums(packed: Packed, select: Band | None) -> NDArray[np.float64]:
     """Σ τ_i² of each model, over the elements whose variance lies in the band, or over all."""
     selection = as_rows([] if select is None else [select])
     return _square_sums(packed.data, packed.kinds, packed.first, packed.count, selection)
+
+
+@kernel
+def _inner_products(
+    data: Bytes, kinds: Kinds, at: int, count: int, based: int
+) -> NDArray[np.float64]:  # pragma: no cover
+    models = data.shape[0] - based
+    rows, room = np.empty((models, TILE), np.float32), np.zeros(TILE, np.float32)
+    lanes = np.zeros((models * (models + 1) // 2, _LANES), np.float64)
+    for start in range(0, count, TILE):
+        size = min(TILE, count - start)
+        base = room[:size]
+        if based:
+            load(data[0], kinds[0], at + start, base)
+        for i in range(models):
+            load(data[based + i], kinds[based + i], at + start, rows[i][:size])
+            if based:
+                for j in range(size):
+                    rows[i, j] = rows[i, j] - base[j]
+        pair = 0
+        for i in range(models):
+            for j in range(i, models):
+                _add_products(rows[i][:size], rows[j][:size], lanes[pair])
+                pair += 1
+    return _total(lanes)
+
+
+def inner_products(packed: Packed) -> NDArray[np.float64]:
+    """⟨x_i, x_j⟩ of all models, i ≤ j, row by row; of their task vectors where there is a base."""
+    return _inner_products(packed.data, packed.kinds, packed.first, packed.count, int(packed.based))

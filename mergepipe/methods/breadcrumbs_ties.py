@@ -88,4 +88,5 @@ METHOD = Method(
     cut=cut,
     kernel=kernel,
     has_kernel=has_kernel,
+    against="mergekit 0.1.5",
 )

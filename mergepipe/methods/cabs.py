@@ -91,4 +91,5 @@ METHOD = Method(
     models=(1, None),
     check=check,
     cut=lambda shared, _: shared.m,
+    against="its formula in numpy",
 )

@@ -65,4 +65,12 @@ def merge(block: Block[Each, Shared], _: None) -> Tensor:
     return add_update(block.base, update, block.shared.lambda_)
 
 
-METHOD = Method(Each, Shared, merge, needs_base=True, models=(2, None), check=check)
+METHOD = Method(
+    Each,
+    Shared,
+    merge,
+    needs_base=True,
+    models=(2, None),
+    check=check,
+    against="values by hand",
+)

@@ -75,4 +75,5 @@ METHOD = Method(
     survey=survey_rescale,
     sweeps=rescale_sweeps,
     kernel=kernel,
+    against="mergekit 0.1.5, in distribution",
 )

@@ -89,4 +89,5 @@ METHOD = Method(
     sweeps=rescale_sweeps,
     cut=by_rows,
     kernel=kernel,
+    against="mergekit 0.1.5, in its probabilities",
 )

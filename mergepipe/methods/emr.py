@@ -110,4 +110,5 @@ METHOD = Method(
     scope=lambda each, shared: (each.task, shared.compat),
     check=check,
     sweeps=lambda _: 1,
+    against="its formula in numpy",
 )

@@ -68,4 +68,13 @@ def kernel(block: Block[Each, Shared], _: None, out: Out) -> None:
     weighted_sum(block.packed, [each.weight for each in block.each], divisor, out)
 
 
-METHOD = Method(Each, Shared, merge, needs_base=False, models=(1, None), check=check, kernel=kernel)
+METHOD = Method(
+    Each,
+    Shared,
+    merge,
+    needs_base=False,
+    models=(1, None),
+    check=check,
+    kernel=kernel,
+    against="mergekit 0.1.5",
+)

@@ -125,4 +125,5 @@ METHOD = Method(
     survey=survey,
     scope=scope,
     sweeps=lambda _: 1 + LARGEST_SWEEPS,
+    against="its formula in numpy",
 )

@@ -47,4 +47,11 @@ def merge(block: Block[Each, Shared], _: None) -> Tensor:
     return add_update(block.base, largest, block.shared.lambda_)
 
 
-METHOD = Method(Each, Shared, merge, needs_base=True, models=(1, None))
+METHOD = Method(
+    Each,
+    Shared,
+    merge,
+    needs_base=True,
+    models=(1, None),
+    against="values by hand",
+)

@@ -48,4 +48,12 @@ def kernel(block: Block[Each, Shared], _: None, out: Out) -> None:
     weighted_sum(block.packed, [block.each[0].scale], None, out)
 
 
-METHOD = Method(Each, Shared, merge, needs_base=False, models=(1, 1), kernel=kernel)
+METHOD = Method(
+    Each,
+    Shared,
+    merge,
+    needs_base=False,
+    models=(1, 1),
+    kernel=kernel,
+    against="mergekit 0.1.5",
+)

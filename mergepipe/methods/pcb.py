@@ -138,4 +138,5 @@ METHOD = Method(
     survey=survey,
     scope=scope,
     sweeps=lambda _: 2 * QUANTILE_SWEEPS,
+    against="the authors' release, rewritten in numpy",
 )

@@ -144,4 +144,5 @@ METHOD = Method(
     survey=survey,
     sweeps=sweeps,
     kernel=kernel,
+    against="mergekit 0.1.5; FuseAI's values",
 )

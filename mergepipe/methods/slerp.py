@@ -89,4 +89,5 @@ METHOD = Method(
     survey=survey,
     sweeps=lambda _: 1,
     kernel=kernel,
+    against="mergekit 0.1.5",
 )

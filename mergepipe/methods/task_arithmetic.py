@@ -55,4 +55,12 @@ def kernel(block: Block[Each, Shared], _: None, out: Out) -> None:
     add_packed(block, packed_sum(block), out)
 
 
-METHOD = Method(Each, Shared, merge, needs_base=True, models=(1, None), kernel=kernel)
+METHOD = Method(
+    Each,
+    Shared,
+    merge,
+    needs_base=True,
+    models=(1, None),
+    kernel=kernel,
+    against="mergekit 0.1.5",
+)

@@ -148,4 +148,5 @@ METHOD = Method(
     sweeps=sweeps,
     kernel=kernel,
     has_kernel=lambda shared: shared.elect != "reference" and shared.rescale == "none",
+    against="mergekit 0.1.5; ties-merging's values",
 )

@@ -81,4 +81,5 @@ METHOD = Method(
     scope=scope,
     sweeps=lambda _: LARGEST_SWEEPS,
     kernel=kernel,
+    against="its formula in numpy",
 )

@@ -119,4 +119,5 @@ METHOD = Method(
     scope=scope,
     sweeps=lambda _: 1,
     kernel=kernel,
+    against="its formula in numpy",
 )

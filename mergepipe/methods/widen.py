@@ -117,5 +117,5 @@ METHOD = Method(
     sweeps=lambda _: 1,
     cut=cut,
     kernel=kernel,
-    against="the authors' code",
+    against="MergeLLM's values; a rewrite in fp64",
 )

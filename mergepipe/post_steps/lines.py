@@ -102,4 +102,5 @@ METHOD = Method(
     survey=survey,
     scope=scope,
     sweeps=lambda shared: int(shared.alpha is None),
+    against="its formula in numpy",
 )
