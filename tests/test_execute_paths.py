@@ -106,7 +106,7 @@ def as_definition(plan, name, **shared):
             for one in step.all_inputs
         }
         base = rows.pop("base") if step.base is not None else None
-        merged = apply(name, base, rows, tensor=step.name, seed=plan.seed, **shared)
+        merged = apply(name, base, rows, tensor=step.name, role=step.role, seed=plan.seed, **shared)
         found[step.name] = merged.to(torch_dtype(step.dtype))
     return found
 

@@ -1,6 +1,7 @@
 """Checkpoints on disk: headers read and checked first, then values, one range at a time."""
 
 from mergepipe.checkpoint.config import depth_of, family, with_layers
+from mergepipe.checkpoint.folder import is_weight_file
 from mergepipe.checkpoint.names import embedding_name, layer_of, stacks
 from mergepipe.checkpoint.opening import Checkpoint, open_checkpoint
 from mergepipe.checkpoint.source import ModelSource
@@ -27,6 +28,7 @@ __all__ = [
     "depth_of",
     "embedding_name",
     "family",
+    "is_weight_file",
     "layer_of",
     "open_checkpoint",
     "read_into",

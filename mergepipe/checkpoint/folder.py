@@ -33,8 +33,19 @@ class Weights:
     aliases: Mapping[str, str] = field(default_factory=dict)
 
 
+def is_weight_file(path: Path) -> bool:
+    """Tell a file of weights that may stand for a model by itself, by its name."""
+    try:
+        return path.suffix in {".safetensors", *_PICKLE_SUFFIXES} and path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def read_weights(place: Place, problems: Problems) -> Weights:
-    """Read the weights in a model folder, from headers alone; empty where faults were found."""
+    """Read the weights of a model, from headers alone; empty where faults were found."""
+    if place.folder.is_file():
+        beside = Place(place.label, place.folder.parent, place.folder.parent.name)
+        return read_file(beside, place.folder.name, problems) or Weights()
     files = frozenset(path.name for path in place.folder.iterdir())
     index = _index_name(files)
     if index:

@@ -20,6 +20,8 @@ from mergepipe.errors import Problems
 class Checkpoint:
     """A model on disk: its config, and where its tensors are. No values are loaded.
 
+    A model may be weights alone; then `folder` is their file, and there is no configuration.
+
     `tensors` is in storage order, with an adapter's whole tensors in place; `low_rank` holds the
     adapter's updates by tensor name. `aliases` maps a pickled tensor's name to the first name
     that shares exactly its storage; both names are in `tensors`.
@@ -32,6 +34,11 @@ class Checkpoint:
     low_rank: Mapping[str, LowRank]
     aliases: Mapping[str, str]
     source: ModelSource
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether it is weights alone, without configuration and tokenizer."""
+        return not self.config
 
 
 def open_checkpoint(
@@ -69,6 +76,8 @@ def _read_model(place: Place, problems: Problems) -> tuple[dict[str, Any] | None
     """Config and weights of a model folder, held against each other if both can be read."""
     before = len(problems.found)
     weights = read_weights(place, problems)
+    if place.folder.is_file():
+        return {}, weights
     is_adapter = not weights.tensors and (place.folder / "adapter_config.json").exists()
     if is_adapter and not (place.folder / CONFIG).exists():
         return None, weights

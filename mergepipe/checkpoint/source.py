@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mergepipe.checkpoint.files import Place, why_unreadable
+from mergepipe.checkpoint.folder import is_weight_file
 from mergepipe.errors import Problems
 
 _FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.spm", "*.tiktoken", "*.py", "tokenizer*"]
@@ -63,14 +64,16 @@ def _place(where: _Location, problems: Problems, local_only: bool) -> Place | No
 
 
 def _local_place(label: str, path: Path, problems: Problems) -> Place | None:
-    """Give the place of a local folder that exists and can be listed."""
+    """Give the place of a local folder that exists and can be listed, or of a weight file."""
     place = Place(label, path, path.name or path.resolve().name)
+    if is_weight_file(path):
+        return place
     try:
         next(path.iterdir(), None)
     except FileNotFoundError:
         problems.add(place.of(), f"{path} does not exist", "check the path in the recipe")
     except NotADirectoryError:
-        fix = "a model is given by its directory, the one with config.json"
+        fix = "give the directory with config.json, or weights: .safetensors, .bin, .pt, .pth"
         problems.add(place.of(), f"{path} is a file, not a directory", fix)
     except (OSError, ValueError, RuntimeError) as error:
         problems.add(place.of(), f"{path} {why_unreadable(error)}")

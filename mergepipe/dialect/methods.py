@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-__all__ = ["IGNORED", "METHODS", "REQUIRED", "Counterpart", "Meaning"]
+from mergepipe.method import load_method, method_names
+
+__all__ = ["IGNORED", "METHODS", "REQUIRED", "Counterpart", "Meaning", "counterpart"]
 
 REQUIRED: Any = object()
 IGNORED = frozenset({"int8_mask"})  # changes the memory that mergekit uses, never the result
@@ -154,3 +156,21 @@ METHODS: Mapping[str, Counterpart] = {
         {"scope": "tensor"},
     ),
 }
+
+
+def counterpart(name: str) -> Counterpart | None:
+    """Give the method of ours that a name of mergekit's, or of a plugin, stands for."""
+    if name in METHODS or name not in method_names():
+        return METHODS.get(name)
+    method = load_method(name)
+    base: Literal["required", "optional", "unused"] = "unused"
+    if method.uses_base(named=True):
+        base = "required" if method.needs_base else "optional"
+    each, shared = (
+        {
+            key: Meaning(key, REQUIRED if one.is_required() else one.default)
+            for key, one in parameters.model_fields.items()
+        }
+        for parameters in (method.each, method.shared)
+    )
+    return Counterpart(name, base, each, shared)

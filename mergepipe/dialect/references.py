@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mergepipe.checkpoint import is_weight_file
 from mergepipe.errors import Problems
 from mergepipe.recipe import Document, FieldPath
 
@@ -27,6 +28,12 @@ class References:
     stages: frozenset[str] = frozenset()
     models: dict[str, Any] = field(default_factory=dict)  # label -> as a recipe writes it
     _labels: dict[object, str] = field(default_factory=dict)
+
+    @property
+    def are_files(self) -> bool:
+        """Whether the models named so far are weights alone, as mergekit-pytorch takes them."""
+        named = [one for one in self.models.values() if isinstance(one, str)]
+        return bool(named) and all(is_weight_file(self.document.folder / one) for one in named)
 
     def label(self, value: Any, path: FieldPath) -> str:
         """Give the label of a model, which is named by text or by a mapping."""

@@ -14,7 +14,7 @@ from mergepipe.dialect.methods import REQUIRED, Meaning
 from mergepipe.errors import Problems
 from mergepipe.recipe import Document, FieldPath
 
-__all__ = ["Layer", "native_value"]
+__all__ = ["Layer", "first_anchors", "native_value"]
 
 Layer = tuple[Mapping[str, Any], FieldPath]  # parameters, and where they stand
 
@@ -46,6 +46,13 @@ def native_value(
     what = f"'{name}' has no value" + (" for tensors that no filter is in" if cases else "")
     problems.add(where, what, f"give `{name}` under `parameters`")
     return None
+
+
+def first_anchors(value: Any) -> Any:
+    """Give what a value is where there are no layers: the first anchor of every gradient."""
+    if isinstance(value, list):
+        return [{**one, "value": first_anchors(one["value"])} for one in value]
+    return value["outside"] if isinstance(value, dict) else value
 
 
 def _conditions(value: Any) -> Iterable[Mapping[str, Any]]:

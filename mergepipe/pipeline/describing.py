@@ -84,7 +84,8 @@ def _model(
         commit = checkpoint.folder.name  # of the hub's cache
         found["source"] = {"hub": source.hub, "revision": source.revision, "commit": commit}
     else:
-        found["source"] = {"folder": checkpoint.folder.resolve().name}
+        what = "file" if checkpoint.is_bare else "folder"
+        found["source"] = {what: checkpoint.folder.resolve().name}
     found["files"] = {one.path.name: _file(one) for one in files if not one.is_adapter}
     if source.adapter or source.adapter_hub:
         found["adapter"] = {

@@ -59,12 +59,14 @@ def _files(checkpoint: Checkpoint) -> Iterator[InputFile]:
         stored += [update.a, update.b]
     weights = {one.file: None for one in stored}  # in order, each once
     folders = {checkpoint.folder: None} | {file.parent: None for file in weights}
+    if checkpoint.is_bare:
+        folders = {}
     configs = [folder / name for folder in folders for name in _CONFIGS]
     for path in (*weights, *(path for path in configs if path.is_file())):
         with disk_faults(path):
             status = path.stat()
             digest = _digest(path)
-        is_adapter = path.parent != checkpoint.folder
+        is_adapter = checkpoint.folder not in (path, path.parent)
         yield InputFile(path, is_adapter, status.st_size, status.st_mtime_ns, digest)
 
 

@@ -227,8 +227,10 @@ def _check_space(target: Path, needed: int, partial: Path) -> None:
 
 
 def write_all_companions(prepared: Prepared, plan: Plan, folder: Path, problems: Problems) -> None:
-    """Write what stands beside the weights of a plan's result."""
+    """Write what stands beside the weights of a plan's result; nothing beside weights alone."""
     recipe, donor = prepared.recipe, plan.donor
+    if donor.is_bare:
+        return
     folders = {label: checkpoint.folder for label, checkpoint in prepared.checkpoints.items()}
     tokenizer = folders[recipe.tokenizer] if recipe.tokenizer else donor.folder
     write_companions(

@@ -113,6 +113,7 @@ def prepare(
     checkpoints = {label: found for label, found in opened.items() if found is not None}
     target = named_target(out or recipe.output.path)
     plans = _plans(recipe, checkpoints, stage_folder(target), problems)
+    _check_bare(recipe, checkpoints, problems)
     problems.raise_any()
     if target is not None:
         check_apart(target, checkpoints)
@@ -217,6 +218,24 @@ def _plans(
             known[name] = plan.as_checkpoint(stages / name)
         plans.append(plan)
     return tuple(plans)
+
+
+def _check_bare(
+    recipe: Recipe, checkpoints: Mapping[str, Checkpoint], problems: Problems
+) -> None:
+    """Refuse what weights alone cannot have: a tokenizer, a chat template, scores."""
+    if not any(one.is_bare for one in checkpoints.values()):
+        return
+    asked = {
+        "tokenizer": recipe.tokenizer,
+        "chat_template": recipe.chat_template or recipe.jinja,
+        "output.config": recipe.output.config,
+        "evaluate": recipe.evaluations,
+    }
+    for name, value in asked.items():
+        if value:
+            what = "the models are weights alone, without configuration and tokenizer"
+            problems.add(recipe.file.name, f"{name}: {what}", f"leave `{name}` out")
 
 
 def _origin(

@@ -63,7 +63,7 @@ def check_words(tokenizer: Checkpoint, steps: Iterable[Step], problems: Problems
     """Hold the vocabularies of all whose rows of words enter the result against its tokenizer."""
     held = {step.name: step for step in steps}
     embedding = embedding_name({name: step.all_inputs[0].stored for name, step in held.items()})
-    if embedding is None:
+    if embedding is None or tokenizer.is_bare:
         return
     words = [held[name] for name in dict.fromkeys((embedding, head_name(held) or embedding))]
     sources = {one.label: one.checkpoint for step in words for one in step.all_inputs}

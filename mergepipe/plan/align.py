@@ -100,6 +100,8 @@ def align(
 
     With `same_depth`, models of other numbers of layers are refused.
     """
+    if donor.is_bare or model.is_bare:
+        return _align_bare(donor, model, problems)
     if model is donor:
         own = {name: name for name in donor.tensors}
         return Alignment(donor, own, _copies(donor), heads_differ=False, notes=_doubts(donor))
@@ -114,6 +116,20 @@ def align(
     stand_ins = _stand_ins(donor, model, {**names, **copies}, heads_differ=heads_differ)
     notes += [f"its output head is tied: {e} stands in for {h}" for h, e in stand_ins.items()]
     return Alignment(model, {**names, **stand_ins}, _copies(model), heads_differ, tuple(notes))
+
+
+def _align_bare(donor: Checkpoint, model: Checkpoint, problems: Problems) -> Alignment | None:
+    """Match weights alone: by the same names, tied or not, for nothing says what they are."""
+    if donor.is_bare != model.is_bare:
+        file, folder = (donor, model) if donor.is_bare else (model, donor)
+        problems.add(
+            place_of(model),
+            f"{file.label} is weights alone, {folder.label} is a model with a configuration",
+            "merge files with files, or put the file into a folder with its config.json",
+        )
+        return None
+    names = {name: name for name in donor.tensors if name in model.tensors}
+    return Alignment(model, names, {}, heads_differ=False, notes=())
 
 
 def _same_family(donor: Checkpoint, model: Checkpoint, problems: Problems) -> bool:

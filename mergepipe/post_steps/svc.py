@@ -61,4 +61,12 @@ def merge(block: Block[Each, Shared], _: None) -> Tensor:
     return add_update(block.base, calibrated.float().flatten(), 1.0)
 
 
-METHOD = Method(Each, Shared, merge, needs_base=True, models=(1, None), cut=cut)
+METHOD = Method(
+    Each,
+    Shared,
+    merge,
+    needs_base=True,
+    models=(1, None),
+    cut=cut,
+    against="fusion_bench's values",
+)
