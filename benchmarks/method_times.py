@@ -17,11 +17,12 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
+from synthetic import SIZES, write_model
+
 from mergepipe.execute import Resources
 from mergepipe.method import load_method, method_names, post_step_names
 from mergepipe.pipeline import prepare
 from mergepipe.pipeline.merging import execute_plan
-from synthetic import SIZES, write_model
 
 TIMES = Path(__file__).parent.parent / "docs" / "method_times.json"
 EXPERTS = 3

@@ -7,12 +7,20 @@ written: exit status 1 if a page is stale.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mergepipe.method import Method, load_method, method_names
+from mergepipe.method import (
+    Method,
+    Target,
+    load_method,
+    load_post_step,
+    method_names,
+    post_step_names,
+)
 
 DOCS = Path(__file__).parent
 
@@ -24,23 +32,71 @@ def methods_page() -> str:
         "",
         "Generated from `mergepipe/methods/`; `mergepipe methods NAME` prints the same.",
         "",
-        "| method | base | models | reads | what it does |",
-        "| --- | --- | --- | --- | --- |",
+        *_HEADS,
+        "| --- | --- | --- | --- | --- | --- | ---: | --- |",
     ]
     methods = [load_method(name) for name in method_names()]
+    posts = [load_post_step(name) for name in post_step_names()]
     lines += [_row(method) for method in methods]
-    for method in methods:
+    lines += ["", "Post-steps, which follow a merge (`then: [lines]`):", ""]
+    lines += [*_HEADS[-1:], "| --- | --- | --- | --- | --- | --- | ---: | --- |"]
+    lines += [_row(post) for post in posts]
+    for method in (*methods, *posts):
         lines += ["", f"## {method.name}", "", "```text", method.doc.strip(), "```", ""]
         lines += _parameters(method)
     return "\n".join(lines) + "\n"
 
 
+_HEADS = (
+    "None needs data: weights are enough. **Reads** is how often the inputs are swept, at most;",
+    "**kernel** whether a fused one makes it on the CPU (else torch does), and what blocks must",
+    "hold; **time** is relative to `linear`, on a small model in the page cache (three experts,",
+    "`benchmarks/method_times.py`); **tested against** is what results are held against, beside",
+    "laws that all methods keep and the definition that a kernel must equal bit for bit.",
+    "",
+    "| method | base | models | reads | kernel | source | time | tested against |",
+)
+_MATRIX = Target("layer.weight", (8, 8), "other")
+_TIMES: dict[str, float] = json.loads((DOCS / "method_times.json").read_text())[
+    "relative_to_linear"
+]
+
+
 def _row(method: Method[Any, Any]) -> str:
     fewest, most = method.models
     count = str(fewest) if fewest == most else f"{fewest} or more"
-    reads = 1 + method.sweeps(method.shared())
-    base = "yes" if method.needs_base else "no"
-    return f"| [{method.name}](#{method.name}) | {base} | {count} | {reads}× | {method.summary} |"
+    if most is not None and fewest != most:
+        count = f"{fewest} to {most}"
+    base = "yes" if method.needs_base else "optional" if method.optional_base else "no"
+    shared = method.shared()
+    kernel = "yes" if method.kernel_for(shared) is not None else "torch"
+    cut = method.cut(shared, _MATRIX)
+    whole = {"anywhere": "", "rows": ", whole rows", "matrices": ", whole matrices"}
+    kernel += whole.get(str(cut), "")
+    time = f"{_TIMES[method.name]:g}×" if method.name in _TIMES else ""
+    cells = (
+        f"[{method.name}](#{method.name})",
+        base,
+        count,
+        f"{1 + method.sweeps(shared)}×",
+        kernel,
+        _source(method),
+        time,
+        method.against,
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def _source(method: Method[Any, Any]) -> str:
+    """Give the authors and the year of a method's first source, as a link."""
+    paragraph = " ".join(method.doc.strip().split("\n\n")[1].split())
+    link = re.search(r"https?://[^\s;,)]+", paragraph)
+    year = re.search(r"(?:19|20)\d\d(?=[.;,)])", paragraph)
+    if link is None or year is None:
+        return ""
+    before = paragraph[: paragraph.index('"')] if '"' in paragraph else ""
+    who = before.strip(" ,").replace("The mask is that of ", "")
+    return f"[{who} {year[0]}]({link[0].rstrip('.')})"
 
 
 def _parameters(method: Method[Any, Any]) -> Iterator[str]:

@@ -69,7 +69,7 @@ def survey_tails(scope: Scope[Any, Any]) -> Survey:
 
 def tail_sweeps(shared: Any) -> int:
     """Those of a trim, both ends at once, unless rows are masked by themselves; of norms, one."""
-    return (0 if _in_rows(shared) else LARGEST_SWEEPS) + (shared.rescale == "l1")
+    return (0 if _in_rows(shared) else LARGEST_SWEEPS) + int(shared.rescale == "l1")
 
 
 def cut(shared: Any, _target: Target) -> Cut:

@@ -40,7 +40,7 @@ from mergepipe.kernels.select import (
     magnitudes,
     within,
 )
-from mergepipe.method import Block, add_statistics, measure_blocks, run_survey
+from mergepipe.method import Block, Target, add_statistics, measure_blocks, run_survey
 from mergepipe.trim import keep_largest, survey_largest, variance
 
 CPU = torch.device("cpu")
@@ -187,7 +187,7 @@ def test_magnitudes_on_the_cpu_are_magnitudes_by_definition(dtypes, values):
     base, model = (values(DTYPES[name], 2049, draw) for name in dtypes)
     other = values(torch.float32, 2049, draw)
     packed = pack_tensors([base, model, other], based=True, first=5)
-    block = Block("t", 0, base.float(), (model.float(), other), ("a", "b"), (), None)
+    block = Block(Target("t"), 0, base.float(), (model.float(), other), ("a", "b"), (), None)
     for row, delta in enumerate(block.deltas, 1):
         assert magnitudes(packed, row).tolist() == magnitude_bits(delta).tolist()
     assert magnitudes(packed, -1).tolist() == magnitude_bits(variance(block)).tolist()
@@ -274,8 +274,8 @@ def in_blocks(values, size):
         part, base = values[at : at + size], zero[at : at + size]
         packed = pack_tensors([base, part], based=True)
         yield (
-            Block("t", at, None, (), labels, (), None, packed=packed),
-            Block("t", at, base, (part,), labels, (), None),
+            Block(Target("t"), at, None, (), labels, (), None, packed=packed),
+            Block(Target("t"), at, base, (part,), labels, (), None),
         )
 
 

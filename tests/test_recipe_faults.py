@@ -120,8 +120,8 @@ REFUSED = (
     Row(
         "a recipe in mergekit's language",
         "merge_method: linear\nslices: []\nmodels:\n- model: ./expert_a\n",
-        ("merge_method", "mergekit", "slices"),
-        at="1:1",
+        ("models.0.parameters", "'weight' has no value"),
+        at="4:3",
     ),
     Row("400 entries, 200 of each expert", MANY, ("m399",), ("same model twice",), "402:3"),
     Row(

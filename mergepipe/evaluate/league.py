@@ -8,7 +8,9 @@ from statistics import fmean
 
 from mergepipe.evaluate.score import ScoreRow
 
-__all__ = ["league"]
+__all__ = ["LEAGUE", "league"]
+
+LEAGUE = "league"
 
 
 def league(rows: Sequence[ScoreRow], inputs: Collection[str]) -> tuple[ScoreRow, ...]:
@@ -51,4 +53,4 @@ def _share(row: ScoreRow, best: float) -> float:
 
 
 def _kept(model: str, value: float, count: int) -> ScoreRow:
-    return ScoreRow(model, "kept", "league", "kept", 100 * value, "%", True, count, ())
+    return ScoreRow(model, "kept", LEAGUE, "kept", 100 * value, "%", True, count, ())

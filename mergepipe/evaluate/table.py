@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mergepipe.errors import printable
+from mergepipe.evaluate.league import LEAGUE
 from mergepipe.evaluate.score import ScoreRow
 
 __all__ = ["markdown", "table"]
@@ -95,6 +96,8 @@ def _columns(rows: Sequence[ScoreRow]) -> list[_Column]:
     shared: dict[tuple[str, str], list[_Column]] = {}
     for name, scores in main.items():
         shared.setdefault((scores[0].evaluator, scores[0].metric), []).append(columns[name])
+    if LEAGUE in (row.evaluator for row in rows):  # which has an average of its own
+        return list(columns.values())
     averages = [_average(group) for group in shared.values() if len(group) > 1]
     return [*columns.values(), *averages]
 

@@ -43,6 +43,8 @@ _WORDS: Mapping[str, object] = {
     **dict.fromkeys(("true", "True", "TRUE"), True),
     **dict.fromkeys(("false", "False", "FALSE"), False),
 }
+_NEXT_DOCUMENT = re.compile(r"^---(?:[ \t].*)?$", re.MULTILINE)
+_CONTENT = re.compile(r"^[^#%\s]", re.MULTILINE)
 _INTEGER = re.compile(r"[-+]?[0-9]+")
 _FLOAT = re.compile(
     r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
@@ -166,15 +168,12 @@ def _compose(text: str, name: str, *, several: bool = False) -> list[yaml.Node]:
 
 
 def has_several(file: Path) -> bool:
-    """Tell whether a file holds more than one YAML document; False where it cannot be read."""
+    """Tell whether a file looks like several YAML documents; False where it cannot be read."""
     try:
-        starts = (
-            isinstance(event, yaml.DocumentStartEvent)
-            for event in yaml.parse(_read_file(file), Loader=yaml.SafeLoader)
-        )
-        return sum(starts) > 1
-    except (InputError, ValueError, OverflowError, yaml.YAMLError):
+        text = _read_file(file)
+    except InputError:
         return False
+    return any(_CONTENT.search(part) for part in _NEXT_DOCUMENT.split(text)[:-1])
 
 
 def _syntax_problem(error: yaml.YAMLError, name: str) -> Problem:
