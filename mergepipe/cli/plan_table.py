@@ -59,13 +59,16 @@ def _group_lines(group: Group) -> Iterator[str]:
     how = f"{group.method or 'copy'} {' + '.join(group.inputs)}"
     why = "" if group.reason == "merge" else f" ({group.reason})"
     dtypes = " → ".join(group.dtypes)
-    yield f"  {how}: {count} tensors, {group.numel:,} elements, {dtypes}{why}"
+    needs = f", {group.needs} at once" if group.needs else ""
+    yield f"  {how}: {count} tensors, {group.numel:,} elements, {dtypes}{needs}{why}"
     values = [
         f"{name}={value.shown}{'' if value.origin == 'default' else f' [{value.origin}]'}"
         for name, value in group.parameters.items()
     ]
     if values:
         yield f"      {', '.join(values)}"
+    if group.then:
+        yield f"      then {', '.join(group.then)}"
     for name, repeats in list(group.names.items())[:_MOST_NAMES]:
         yield f"      · {name}{f' ×{repeats}' if repeats > 1 else ''}"
     if len(group.names) > _MOST_NAMES:

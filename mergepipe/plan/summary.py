@@ -36,6 +36,8 @@ class Group:
     names: Mapping[str, int]  # `model.layers.*.mlp.up_proj.weight` -> how many tensors
     numel: int
     parameters: Mapping[str, Value]  # by `name`, or `label.name`
+    then: tuple[str, ...] = ()  # post-steps with their parameters
+    needs: str = ""  # what must be in memory at once, where a run of elements will not do
 
 
 def groups(plan: Plan) -> tuple[Group, ...]:
@@ -44,7 +46,8 @@ def groups(plan: Plan) -> tuple[Group, ...]:
     for step in plan.steps:
         labels = tuple(one.label for one in step.inputs)
         stored = tuple(one.stored.dtype for one in step.all_inputs)
-        key = (step.method, labels, step.rule, step.reason, stored, step.dtype)
+        posts = tuple(name for name, _ in step.then)
+        key = (step.method, labels, step.rule, step.reason, stored, step.dtype, posts, _needs(step))
         alike.setdefault(key, []).append(step)
     return tuple(_group(plan.spec, steps) for steps in alike.values())
 
@@ -60,7 +63,26 @@ def _group(spec: MergeSpec, steps: Sequence[Step]) -> Group:
         names=Counter(_NUMBER.sub("*", step.name) for step in steps),
         numel=sum(step.numel for step in steps),
         parameters=_parameters(spec, steps),
+        then=tuple(_post_step(steps, at) for at in range(len(first.then))),
+        needs=_needs(first),
     )
+
+
+def _needs(step: Step) -> str:
+    """Say what of the tensor a method must see at once."""
+    if step.method is None or step.target.matrix is None:
+        return ""
+    if isinstance(step.cut, int):
+        return "whole tensors" if step.cut >= step.numel else f"groups of {step.cut}"
+    return {"rows": "whole rows", "matrices": "whole matrices"}.get(step.cut, "")
+
+
+def _post_step(steps: Sequence[Step], at: int) -> str:
+    """`lines(beta=0.5)`."""
+    name = steps[0].then[at][0]
+    values = [step.then[at][1].model_dump(by_alias=True) for step in steps]
+    shown = (f"{key}={_spread([one[key] for one in values])}" for key in values[0])
+    return f"{name}({', '.join(shown)})"
 
 
 def _parameters(spec: MergeSpec, steps: Sequence[Step]) -> dict[str, Value]:
@@ -73,20 +95,29 @@ def _parameters(spec: MergeSpec, steps: Sequence[Step]) -> dict[str, Value]:
         special = rule.each.get(one.label, {}) if rule else {}
         for name in first.each[i].model_dump(by_alias=True):
             values = [step.each[i].model_dump(by_alias=True)[name] for step in steps]
-            origin = _origin(name, special, spec.each[one.label], first.rule)
+            sliced = [part.each.get(one.label, {}) for part in spec.slices]
+            origin = _origin(name, special, spec.each[one.label], first.rule, sliced)
             found[f"{one.label}.{name}"] = Value(_spread(values), origin)
     for name in first.shared.model_dump(by_alias=True):
         values = [step.shared.model_dump(by_alias=True)[name] for step in steps if step.shared]
-        origin = _origin(name, rule.shared if rule else {}, spec.shared, first.rule)
+        sliced = [part.shared for part in spec.slices]
+        special = rule.shared if rule else {}
+        origin = _origin(name, special, spec.shared, first.rule, sliced)
         found[name] = Value(_spread(values), origin)
     return found
 
 
 def _origin(
-    name: str, special: Mapping[str, Setting], general: Mapping[str, Setting], rule: int | None
+    name: str,
+    special: Mapping[str, Setting],
+    general: Mapping[str, Setting],
+    rule: int | None,
+    sliced: Sequence[Mapping[str, Setting]],
 ) -> str:
     if name in special:
         return f"where[{rule}]"
+    if any(name in settings for settings in sliced):
+        return "slices"
     return "merge" if name in general else "default"
 
 
@@ -129,6 +160,8 @@ def _group_json(group: Group) -> dict[str, Any]:
         "reason": group.reason,
         "tensors": dict(group.names),
         "elements": group.numel,
+        "then": list(group.then),
+        "needs": group.needs,
         "parameters": {
             name: {"value": value.shown, "origin": value.origin}
             for name, value in group.parameters.items()
