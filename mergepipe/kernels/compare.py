@@ -11,13 +11,13 @@ from typing_extensions import Self
 
 from mergepipe.kernels.compiling import kernel
 from mergepipe.kernels.packed import Kinds, Packed
+from mergepipe.kernels.sums import LANES, add_products
 from mergepipe.kernels.tiles import TILE, Bytes, Floats, load, store
 
 __all__ = ["Tally", "tally"]
 
 Rows: TypeAlias = NDArray[np.float32]  # [tensors, elements]
 
-_LANES = 64
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
 _BOTH, _CONFLICT, _UNEQUAL = 0, 1, 2
 
@@ -44,17 +44,6 @@ class Tally:
             self.unequal + other.unequal,
             self.rounded + other.rounded,
         )
-
-
-@kernel
-def _add_products(x: Floats, y: Floats, lanes: NDArray[np.float64]) -> None:  # pragma: no cover
-    whole = x.size // _LANES * _LANES
-    for first in range(0, whole, _LANES):
-        a, b = x[first : first + _LANES], y[first : first + _LANES]
-        for j in range(_LANES):
-            lanes[j] += np.float64(a[j]) * np.float64(b[j])
-    for j in range(x.size - whole):
-        lanes[j] += np.float64(x[whole + j]) * np.float64(y[whole + j])
 
 
 @kernel
@@ -116,7 +105,7 @@ def _tally(
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:  # pragma: no cover
     n, rooms = data.shape[0], np.empty((2, data.shape[0], TILE), np.float32)
     room, stored = np.empty(TILE, np.float32), np.empty(4 * TILE, np.uint8)
-    lanes = np.zeros((n, n, _LANES), np.float64)
+    lanes = np.zeros((n, n, LANES), np.float64)
     counts, rounded = np.zeros((n - 1, n - 1, 3), np.int64), np.zeros(n - 1, np.int64)
     for start in range(0, count, TILE):
         size = min(TILE, count - start)
@@ -124,7 +113,7 @@ def _tally(
         _load_rows(data, kinds, at + start, size, values, rows)
         for i in range(n):
             for k in range(i, n):
-                _add_products(rows[i][:size], rows[k][:size], lanes[i, k])
+                add_products(rows[i][:size], rows[k][:size], lanes[i, k])
         for i in range(1, n):
             for k in range(i, n):
                 out = counts[i - 1, k - 1]
@@ -142,7 +131,7 @@ def _total(lanes: NDArray[np.float64]) -> NDArray[np.float64]:  # pragma: no cov
     gram = np.zeros((n, n), np.float64)
     for i in range(n):
         for k in range(i, n):
-            for j in range(_LANES):
+            for j in range(LANES):
                 gram[i, k] += lanes[i, k, j]
             gram[k, i] = gram[i, k]
     return gram

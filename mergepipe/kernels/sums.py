@@ -11,17 +11,26 @@ from mergepipe.kernels.packed import Kinds, Packed
 from mergepipe.kernels.select import variance_tile
 from mergepipe.kernels.tiles import TILE, Bytes, Floats, load, load_delta
 
-__all__ = ["absolute_sum", "absolute_sums", "inner_products", "products", "square_sums"]
+__all__ = [
+    "LANES",
+    "absolute_sum",
+    "absolute_sums",
+    "add_products",
+    "inner_products",
+    "products",
+    "square_sums",
+]
 
-_LANES = 64
+LANES = 64
 
 
 @kernel
-def _add_products(x: Floats, y: Floats, lanes: NDArray[np.float64]) -> None:  # pragma: no cover
-    whole = x.size // _LANES * _LANES
-    for first in range(0, whole, _LANES):
-        a, b = x[first : first + _LANES], y[first : first + _LANES]
-        for j in range(_LANES):
+def add_products(x: Floats, y: Floats, lanes: NDArray[np.float64]) -> None:  # pragma: no cover
+    """Add Σ x·y up in as many lanes as there are."""
+    whole = x.size // LANES * LANES
+    for first in range(0, whole, LANES):
+        a, b = x[first : first + LANES], y[first : first + LANES]
+        for j in range(LANES):
             lanes[j] += np.float64(a[j]) * np.float64(b[j])
     for j in range(x.size - whole):
         lanes[j] += np.float64(x[whole + j]) * np.float64(y[whole + j])
@@ -29,10 +38,10 @@ def _add_products(x: Floats, y: Floats, lanes: NDArray[np.float64]) -> None:  # 
 
 @kernel
 def _add_absolute(x: Floats, lanes: NDArray[np.float64]) -> None:  # pragma: no cover
-    whole = x.size // _LANES * _LANES
-    for first in range(0, whole, _LANES):
-        a = x[first : first + _LANES]
-        for j in range(_LANES):
+    whole = x.size // LANES * LANES
+    for first in range(0, whole, LANES):
+        a = x[first : first + LANES]
+        for j in range(LANES):
             lanes[j] += np.float64(abs(a[j]))
     for j in range(x.size - whole):
         lanes[j] += np.float64(abs(x[whole + j]))
@@ -43,15 +52,15 @@ def _products(
     data: Bytes, kinds: Kinds, at: int, count: int
 ) -> NDArray[np.float64]:  # pragma: no cover
     rooms = np.empty((2, TILE), np.float32)
-    lanes = np.zeros((3, _LANES), np.float64)
+    lanes = np.zeros((3, LANES), np.float64)
     for start in range(0, count, TILE):
         size = min(TILE, count - start)
         x, y = rooms[0][:size], rooms[1][:size]
         load(data[0], kinds[0], at + start, x)
         load(data[1], kinds[1], at + start, y)
-        _add_products(x, x, lanes[0])
-        _add_products(y, y, lanes[1])
-        _add_products(x, y, lanes[2])
+        add_products(x, x, lanes[0])
+        add_products(y, y, lanes[1])
+        add_products(x, y, lanes[2])
     return _total(lanes)
 
 
@@ -59,7 +68,7 @@ def _products(
 def _total(lanes: NDArray[np.float64]) -> NDArray[np.float64]:  # pragma: no cover
     total = np.zeros(lanes.shape[0], np.float64)
     for i in range(lanes.shape[0]):
-        for j in range(_LANES):
+        for j in range(LANES):
             total[i] += lanes[i, j]
     return total
 
@@ -74,7 +83,7 @@ def _absolute_sums(
     data: Bytes, kinds: Kinds, at: int, count: int, row: int, key: int, limit: int, first: int
 ) -> NDArray[np.float64]:  # pragma: no cover
     rooms, room = np.empty((2, TILE), np.float32), np.empty(TILE + 8, np.uint32)
-    lanes = np.zeros((2, _LANES), np.float64)
+    lanes = np.zeros((2, LANES), np.float64)
     for start in range(0, count, TILE):
         size = min(TILE, count - start)
         base, x = rooms[0][:size], rooms[1][:size]
@@ -102,7 +111,7 @@ def absolute_sums(packed: Packed, row: int, draw: Draw, first: int) -> NDArray[n
 
 @kernel
 def _absolute_sum(values: Floats) -> NDArray[np.float64]:  # pragma: no cover
-    lanes = np.zeros((1, _LANES), np.float64)
+    lanes = np.zeros((1, LANES), np.float64)
     _add_absolute(values, lanes[0])
     return _total(lanes)
 
@@ -117,7 +126,7 @@ def _square_sums(
     data: Bytes, kinds: Kinds, at: int, count: int, selection: NDArray[np.int64]
 ) -> NDArray[np.float64]:  # pragma: no cover
     rooms = np.empty((4, TILE), np.float32)
-    lanes = np.zeros((data.shape[0] - 1, _LANES), np.float64)
+    lanes = np.zeros((data.shape[0] - 1, LANES), np.float64)
     seen = np.zeros(2, np.int64)
     selects = selection.shape[0] > 0
     for start in range(0, count, TILE):
@@ -133,7 +142,7 @@ def _square_sums(
             if selects:
                 for j in range(size):
                     x[j] = x[j] if chosen[j] != np.float32(0) else np.float32(0)
-            _add_products(x, x, lanes[row - 1])
+            add_products(x, x, lanes[row - 1])
     return _total(lanes)
 
 
@@ -149,7 +158,7 @@ def _inner_products(
 ) -> NDArray[np.float64]:  # pragma: no cover
     models = data.shape[0] - based
     rows, room = np.empty((models, TILE), np.float32), np.zeros(TILE, np.float32)
-    lanes = np.zeros((models * (models + 1) // 2, _LANES), np.float64)
+    lanes = np.zeros((models * (models + 1) // 2, LANES), np.float64)
     for start in range(0, count, TILE):
         size = min(TILE, count - start)
         base = room[:size]
@@ -163,7 +172,7 @@ def _inner_products(
         pair = 0
         for i in range(models):
             for j in range(i, models):
-                _add_products(rows[i][:size], rows[j][:size], lanes[pair])
+                add_products(rows[i][:size], rows[j][:size], lanes[pair])
                 pair += 1
     return _total(lanes)
 
