@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mergepipe.errors import Problems, did_you_mean
 from mergepipe.method import (
     Method,
     load_method,
-    load_post_step,
     method_names,
-    post_step_names,
 )
 from mergepipe.recipe.document import Document, FieldPath
-from mergepipe.recipe.fields import MergeFields, RecipeFields, RuleFields, SliceFields
+from mergepipe.recipe.fields import MergeFields, RecipeFields, RuleFields
+from mergepipe.recipe.post_steps import read_post_steps
 from mergepipe.recipe.settings import Settings, check_settings, field_names
-from mergepipe.recipe.spec import MergeSpec, PostStep, Rule, Slice
+from mergepipe.recipe.slices import read_slice, wrong_number
+from mergepipe.recipe.spec import MergeSpec, Rule
 
 __all__ = ["MergeReader"]
 
@@ -36,6 +36,7 @@ class MergeReader:
     ) -> None:
         self.document, self.problems, self.whole = document, problems, whole
         self.labels = _keys(document.data, "models")
+        self.stage_names = _keys(document.data, "stages")
         self.stages: dict[str, tuple[FieldPath, MergeFields]] = {}
         if fields.merge is not None:
             self.stages["merge"] = (("merge",), fields.merge)
@@ -119,13 +120,13 @@ class MergeReader:
         each: dict[str, Settings] = {label: {} for label in fields.models}
         shared: Settings = {}
         if method is not None:
-            shared = self._shared(fields.model_extra or {}, method, path)
+            shared = self.shared(fields.model_extra or {}, method, path)
             for label, values in fields.models.items():
-                each[label] = self._each(values, method, (*path, "models", label))
+                each[label] = self.each(values, method, (*path, "models", label))
             if fields.models:
                 self._check_models(method, fields, path)
         slices = tuple(
-            self._slice(one, fields, method, (*path, "slices", i))
+            read_slice(self, one, fields, method, (*path, "slices", i))
             for i, one in enumerate(fields.slices)
         )
         each.update({label: {} for one in slices for label in one.models})
@@ -139,98 +140,11 @@ class MergeReader:
             rules=tuple(
                 self._rule(rule, fields, (*path, "where", i)) for i, rule in enumerate(fields.where)
             ),
-            then=self._then(fields.then, fields, (*path, "then")),
+            then=read_post_steps(
+                fields.then, fields, self.document, (*path, "then"), self.problems
+            ),
             slices=slices,
         )
-
-    def _slice(
-        self,
-        fields: SliceFields,
-        merge: MergeFields,
-        method: Method[Any, Any] | None,
-        path: FieldPath,
-    ) -> Slice:
-        stages, base = _keys(self.document.data, "stages"), fields.base or merge.base
-        self.check_label(fields.base, (*path, "base"), stages)
-        layers: dict[str, tuple[int, int]] = {}
-        each: dict[str, Settings] = {}
-        for label, one in fields.models.items():
-            place: FieldPath = (*path, "models", label)
-            self.check_label(label, place, stages)
-            layers[label] = (one.layers[0], one.layers[1])
-            self._check_layers(layers[label], next(iter(layers.values())), place)
-            if method is not None:
-                each[label] = self._each(one.model_extra or {}, method, place)
-        reads_base = method is not None and method.uses_base(named=base is not None)
-        if reads_base and base is not None:
-            layers.setdefault(base, next(iter(layers.values())))
-        models = tuple(label for label in fields.models if not (reads_base and label == base))
-        if method is not None:
-            if method.needs_base and base is None:
-                self.problems.add(self.document.where(path), f"{method.name} needs a base model")
-            wrong = _wrong_number(method, models)
-            if wrong:
-                self.problems.add(self.document.where((*path, "models")), wrong)
-        shared = {} if method is None else self._shared(fields.model_extra or {}, method, path)
-        return Slice(self.document.where(path), base, models, layers, each, shared)
-
-    def _check_layers(self, one: tuple[int, int], first: tuple[int, int], path: FieldPath) -> None:
-        """Refuse runs of layers that are empty, negative, or of another length than the first."""
-        where = self.document.where((*path, "layers"))
-        if not 0 <= one[0] < one[1]:
-            self.problems.add(
-                where, f"layers {list(one)}: give the first, and the one behind the last"
-            )
-        elif one[1] - one[0] != first[1] - first[0]:
-            self.problems.add(
-                where,
-                f"{one[1] - one[0]} layers, but the slice's first model gives "
-                f"{first[1] - first[0]}",
-                "merge runs of one length",
-            )
-
-    def _then(
-        self,
-        entries: Sequence[str | dict[str, dict[str, Any] | None]],
-        merge: MergeFields,
-        path: FieldPath,
-    ) -> tuple[PostStep, ...]:
-        posts = []
-        for i, entry in enumerate(entries):
-            place = (*path, i)
-            named = {entry: None} if isinstance(entry, str) else entry
-            if len(named) != 1:
-                self.problems.add(
-                    self.document.where(place), "one post-step an entry", "`- lines: {beta: 0.5}`"
-                )
-                continue
-            name, values = next(iter(named.items()))
-            if name not in post_step_names():
-                self.problems.add(
-                    self.document.where(place),
-                    f"unknown post-step '{name}'{did_you_mean(name, post_step_names())}",
-                )
-                continue
-            settings = check_settings(
-                values or {},
-                load_post_step(name).shared,
-                name,
-                (self.document, (*place, name)),
-                self.problems,
-            )
-            posts.append(PostStep(name, settings))
-        if posts and (merge.base is None or not self._reads_base(merge.method)):
-            self.problems.add(
-                self.document.where(path),
-                f"{posts[0].name} works on what a merge adds to its base, and {merge.method} has "
-                "none",
-                "use a method on task vectors",
-            )
-        return tuple(posts)
-
-    @staticmethod
-    def _reads_base(method: str) -> bool:
-        return method not in method_names() or load_method(method).uses_base(named=True)
 
     def _method(self, name: str, path: FieldPath) -> Method[Any, Any] | None:
         if name in method_names():
@@ -241,9 +155,10 @@ class MergeReader:
         )
         return None
 
-    def _shared(
+    def shared(
         self, values: Mapping[str, Any], method: Method[Any, Any], path: FieldPath
     ) -> Settings:
+        """Check a method's parameters for the whole merge, or for a part of it."""
         own = [name for name in values if name in field_names(method.each)]
         for name in own:
             self.problems.add(
@@ -256,7 +171,8 @@ class MergeReader:
             rest, method.shared, method.name, (self.document, path), self.problems
         )
 
-    def _each(self, values: object, method: Method[Any, Any], path: FieldPath) -> Settings:
+    def each(self, values: object, method: Method[Any, Any], path: FieldPath) -> Settings:
+        """Check a method's parameters for one model."""
         if values is None:
             return {}
         if not isinstance(values, dict):
@@ -285,7 +201,7 @@ class MergeReader:
         where = self.document.where((*path, "models"))
         if method.uses_base(named=True) and fields.base in fields.models:
             self.problems.add(where, f"'{fields.base}' is the base of {method.name}: list it once")
-        wrong = _wrong_number(method, tuple(fields.models))
+        wrong = wrong_number(method, tuple(fields.models))
         if wrong:
             self.problems.add(where, wrong)
 
@@ -313,7 +229,9 @@ class MergeReader:
             take=fields.take,
             each=each,
             shared=shared,
-            then=None if fields.then is None else self._then(fields.then, merge, (*path, "then")),
+            then=None
+            if fields.then is None
+            else read_post_steps(fields.then, merge, self.document, (*path, "then"), self.problems),
         )
 
     def _rule_settings(
@@ -325,7 +243,7 @@ class MergeReader:
         labels = (*merge.models, *(label for one in merge.slices for label in one.models))
         for name, value in (fields.model_extra or {}).items():
             if name in labels:
-                each[name] = self._each(value, method, (*path, name))
+                each[name] = self.each(value, method, (*path, name))
             elif isinstance(value, dict) and "gradient" not in value:
                 self.problems.add(
                     self.document.where((*path, name)),
@@ -333,7 +251,7 @@ class MergeReader:
                 )
             else:
                 rest[name] = value
-        return each, self._shared(rest, method, path)
+        return each, self.shared(rest, method, path)
 
 
 def _keys(data: Any, field: str) -> tuple[str, ...]:
@@ -353,17 +271,3 @@ def _cycle(waiting: Mapping[str, MergeSpec]) -> list[str]:
     while path.index(path[-1]) == len(path) - 1:
         path.append(next(name for name in waiting if name in _uses(waiting[path[-1]])))
     return path[path.index(path[-1]) :]
-
-
-def _wrong_number(method: Method[Any, Any], labels: tuple[str, ...]) -> str | None:
-    """Say that a method takes another number of models than these."""
-    (fewest, most), count = method.models, len(labels)
-    if count >= fewest and (most is None or count <= most):
-        return None
-    total = most + method.needs_base if most is not None else None
-    takes = f"at least {fewest}" if total is None else f"exactly {total}"
-    base = " (the base and one other)" if method.needs_base and most == 1 else ""
-    return (
-        f"{method.name} takes {takes} models{base}; got {count + method.needs_base} "
-        f"({', '.join(labels)}{' and the base' * method.needs_base})"
-    )
