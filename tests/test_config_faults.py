@@ -174,7 +174,7 @@ def test_a_path_that_does_not_exist_is_said_so(tmp_path):
 
 
 def test_a_path_that_is_a_file_is_said_so(expert_bad):
-    _, problems = open_timed(local(expert_bad / FILE))
+    _, problems = open_timed(local(expert_bad / CONFIG))
     assert "a file, not a directory" in str(problems.found[0])
     assert CONFIG in str(problems.found[0])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -112,6 +113,10 @@ SURPRISES = {
         {"models": [{"model": "a", "parameters": {"weight": 1, "density": 1.5}}]},
         "1.5 is taken for 1",
     ),
+    "a gradient that ends elsewhere": (
+        {"models": [{"model": "a", "parameters": {"weight": [0, 1], "density": 0.5}}]},
+        "take the gradient's first value, 0",
+    ),
     "a union of vocabularies": ({"tokenizer_source": "union"}, "must be the same"),
 }
 
@@ -148,6 +153,84 @@ def test_a_last_slice_with_more_sources_is_merged_whole(folder):
     assert [one.label for one in steps["model.norm.weight"].inputs] == ["a", "b"]
 
 
+def test_fields_of_recipes_may_stand_beside_mergekits(folder, tmp_path, capsys):
+    write(folder, {**HEALTHY, "dtype": "float32", "evaluate": []})
+    setting = ("--set", "seed=7", "--set", "output.max_shard_size=20KB")
+    assert command(capsys, "run", folder / "theirs.yml", "-o", tmp_path / "o", *setting).err
+    manifest = json.loads((tmp_path / "o" / "mergepipe.json").read_text())
+    assert manifest["seed"] == 7
+    assert manifest["recipe"]["output"] == {"dtype": "float32", "max_shard_size": "20KB"}
+    assert len(list((tmp_path / "o").glob("*.safetensors"))) > 1
+
+
+def test_a_wrong_field_of_recipes_is_refused_where_it_stands(folder):
+    write(folder, {**HEALTHY, "output": {"dtype": "int8"}})
+    with pytest.raises(InputError, match=r"theirs\.yml:\d+:\d+: output\.dtype: must be"):
+        prepare(folder / "theirs.yml")
+
+
+def modules(**parts):
+    return {"modules": parts, "merge_method": "passthrough", "base_model": "base"}
+
+
+def test_parts_that_are_copied_are_rules(folder):
+    one = {"models": [{"model": "a"}]}
+    tower = {"slices": [{"sources": [{"model": "b", "layer_range": [0, 4]}]}]}
+    recipe, problems = converted(
+        folder, modules(text_decoder=one, multi_modal_projector=one, vision_tower=tower)
+    )
+    problems.raise_any()
+    rules = recipe["merge"]["where"]
+    assert [rule["take"] for rule in rules] == ["a", "b"]
+    assert "*visual.merger.*" in rules[0]["tensors"]
+
+
+def test_parts_of_other_models_are_stages_of_their_own(folder):
+    parts = {
+        "shared": {"models": [{"model": "a"}, {"model": "b"}], "parameters": {"weight": 1}},
+        "encoder": {"models": [{"model": "a"}], "parameters": {"weight": 2}},
+    }
+    config = {"modules": parts, "merge_method": "task_arithmetic", "base_model": "base"}
+    recipe, problems = converted(folder, config)
+    problems.raise_any()
+    assert list(recipe["stages"]) == ["result-encoder", "result"]
+    (rule,) = recipe["stages"]["result"]["merge"]["where"]
+    assert rule == {"tensors": ["encoder.*", "*.encoder.*"], "take": "result-encoder"}
+
+
+def test_what_a_part_does_not_say_is_the_bases(folder):
+    config = modules(vision_tower={"models": [{"model": "a"}]})
+    recipe, problems = converted(folder, config)
+    assert any("mergekit leaves them out" in one for one in problems.warnings)
+    assert [rule.get("take") for rule in recipe["merge"]["where"]] == ["base", None, "base"]
+
+
+LAYERS = {"slices": [{"sources": [{"model": "a", "layer_range": [1, 3]}]}]}
+BAD_PARTS = {
+    "models and slices": ({"text_decoder": {"models": [{"model": "a"}], **LAYERS}}, "exactly one"),
+    "layers of the tower": (
+        {"text_decoder": {"models": [{"model": "a"}]}, "vision_tower": LAYERS},
+        "in the language model only",
+    ),
+    "layers beside a merge": (
+        {
+            "text_decoder": LAYERS,
+            "vision_tower": {"models": [{"model": x} for x in "ab"]},
+        },
+        "while others merge other models",
+    ),
+    "a list": ([1], "must be a mapping of modules"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_PARTS)
+def test_parts_that_cannot_be_said_are_refused(folder, name):
+    parts, words = BAD_PARTS[name]
+    write(folder, {**modules(), "modules": parts})
+    with pytest.raises(InputError, match=words):
+        prepare(folder / "theirs.yml")
+
+
 # What is an error, in mergekit too or only here.
 
 FAULTS = {
@@ -159,6 +242,10 @@ FAULTS = {
     "an unknown method": ({"merge_method": "tis"}, "did you mean 'ties'"),
     "models and slices": ({"slices": SLICES["slices"]}, "exactly one of models, slices"),
     "a model twice": ({"models": [HEALTHY["models"][0]] * 2}, "the same model twice"),
+    "a list in a gradient": ({"parameters": {"lambda": [[1], 0.5]}}, "must be a number"),
+    "a mapping as a value": ({"parameters": {"lambda": {"value": {}}}}, "must be a number"),
+    "a method that is a list": ({"merge_method": [{}]}, "unknown method"),
+    "a model without a path": ({"base_model": {"model": {"path": 3}}}, "needs `model: {path"),
     "an int64 output": ({"dtype": "int64"}, "cannot be written"),
     "a density that is text": (
         {"models": [{"model": "a", "parameters": {"weight": 1, "density": "half"}}]},
@@ -254,6 +341,15 @@ def test_two_documents_that_are_no_configurations_are_refused(folder):
     (folder / "two.yml").write_text("mergepipe: 1\n---\nmergepipe: 1\n")
     with pytest.raises(InputError, match="a second YAML document"):
         prepare(folder / "two.yml")
+
+
+def test_the_page_on_mergekit_shows_what_lint_says(folder, capsys):
+    page = (Path(__file__).parent.parent / "docs" / "mergekit.md").read_text()
+    example = re.search(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (folder / "merge.yml").write_text(example[1])
+    said = command(capsys, "lint", folder / "merge.yml").out
+    assert said
+    assert said == re.sub("(?m)^    ", "", "".join(re.findall(r"    merge\.yml:.*\n", page)))
 
 
 def test_lint_prints_warnings_for_machines(folder, capsys):

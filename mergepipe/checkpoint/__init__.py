@@ -1,6 +1,6 @@
 """Checkpoints on disk: headers read and checked first, then values, one range at a time."""
 
-from mergepipe.checkpoint.config import depth_of, family, with_layers
+from mergepipe.checkpoint.config import depth_of, family, with_layers, with_vocabulary
 from mergepipe.checkpoint.folder import is_weight_file
 from mergepipe.checkpoint.names import embedding_name, layer_of, stacks
 from mergepipe.checkpoint.opening import Checkpoint, open_checkpoint
@@ -37,4 +37,5 @@ __all__ = [
     "stacks",
     "torch_dtype",
     "with_layers",
+    "with_vocabulary",
 ]

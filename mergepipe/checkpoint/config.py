@@ -84,6 +84,17 @@ def with_layers(config: Mapping[str, Any], sources: Sequence[int]) -> dict[str, 
     return {key: changed(key, value) for key, value in config.items()}
 
 
+def with_vocabulary(config: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    """Give the configuration of a model whose embedding has only the first `rows` rows."""
+
+    def changed(key: str, value: Any) -> Any:
+        if key == "vocab_size" and _is_count(value):
+            return min(value, rows)
+        return with_vocabulary(value, rows) if key in _LANGUAGE and value else value
+
+    return {key: changed(key, value) for key, value in config.items()}
+
+
 def _value_faults(config: Mapping[str, Any]) -> list[str]:
     nan = find_nan(config)
     faults = [f"{nan} is NaN"] if nan else []

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mergepipe.cli.options import Plugin
+from mergepipe.cli.options import Compat, Plugin
 
 __all__ = ["convert"]
 
@@ -15,16 +15,20 @@ __all__ = ["convert"]
 def convert(
     file: Annotated[Path, typer.Argument(help="A configuration of mergekit.")],
     plugin: Plugin = None,
+    compat: Compat = None,
 ) -> None:
     """Print the recipe that a configuration of mergekit means; warnings go to stderr."""
     import yaml
 
     from mergepipe import pipeline
     from mergepipe.cli.console import print_warnings
-    from mergepipe.errors import Problems
+    from mergepipe.errors import InputError, Problem, Problems
 
+    if pipeline.is_mixture(file):
+        what = "a mixture of experts has no form as a recipe: `mergepipe run` runs it as it is"
+        raise InputError(Problem(file.name, what))
     problems = Problems()
-    document = pipeline.read_recipe(file, problems, plugins=plugin or ())
+    document = pipeline.read_recipe(file, problems, plugins=plugin or (), compat=compat)
     print_warnings(problems.warnings)
     problems.raise_any()
     text = yaml.safe_dump(document.data, sort_keys=False, allow_unicode=True, width=100)

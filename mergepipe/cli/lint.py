@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mergepipe.cli.options import Json, Plugin
+from mergepipe.cli.options import Compat, Json, Plugin
 
 __all__ = ["lint"]
 
@@ -15,6 +15,7 @@ __all__ = ["lint"]
 def lint(
     file: Annotated[Path, typer.Argument(help="A recipe, or a configuration of mergekit.")],
     plugin: Plugin = None,
+    compat: Compat = None,
     *,
     json: Json = False,
 ) -> None:
@@ -25,7 +26,7 @@ def lint(
     from mergepipe.errors import Problems
 
     problems = Problems()
-    pipeline.check_recipe(file, problems, plugins=plugin or ())
+    pipeline.check_file(file, problems, plugins=plugin or (), compat=compat)
     if json:
         found = [{"where": p.where, "what": p.what, "fix": p.fix} for p in problems.found]
         print(as_json.dumps({"warnings": list(problems.warnings), "errors": found}))  # noqa: T201

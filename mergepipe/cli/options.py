@@ -7,7 +7,7 @@ from typing import Annotated, TypeAlias
 
 import typer
 
-__all__ = ["Device", "Json", "MaxMemory", "Out", "Plugin", "RecipeFile", "Set", "Threads"]
+__all__ = ["Compat", "Device", "Json", "MaxMemory", "Out", "Plugin", "RecipeFile", "Set", "Threads"]
 
 
 def _as_bytes(text: str) -> int:
@@ -19,6 +19,15 @@ def _as_bytes(text: str) -> int:
         raise typer.BadParameter(str(error)) from error
     assert isinstance(size, int), "as_bytes gives whole numbers"
     return size
+
+
+_COMPAT = "mergekit-0.1.4"
+
+
+def _as_compat(text: str) -> str:
+    if text != _COMPAT:
+        raise typer.BadParameter(f"only {_COMPAT} is known")
+    return text
 
 
 RecipeFile: TypeAlias = Annotated[Path, typer.Argument(help="The recipe, a YAML file.")]
@@ -51,5 +60,14 @@ Device: TypeAlias = Annotated[
 Plugin: TypeAlias = Annotated[
     list[Path] | None,
     typer.Option("--plugin", help="A Python file with a merge method; it is run. Repeatable."),
+]
+Compat: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--compat",
+        metavar=_COMPAT,
+        parser=_as_compat,
+        help="Merge tensors of other shapes by that version's rules; default: they are refused.",
+    ),
 ]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from mergepipe.cli.options import Device, Json, MaxMemory, Out, Plugin, RecipeFile, Set, Threads
+from mergepipe.cli.options import (
+    Compat,
+    Device,
+    Json,
+    MaxMemory,
+    Out,
+    Plugin,
+    RecipeFile,
+    Set,
+    Threads,
+)
 
 __all__ = ["plan"]
 
@@ -15,6 +25,7 @@ def plan(
     max_memory: MaxMemory = None,
     device: Device = None,
     plugin: Plugin = None,
+    compat: Compat = None,
     *,
     json: Json = False,
 ) -> None:
@@ -31,6 +42,7 @@ def plan(
         resources=Resources(threads, max_memory, device),
         local_files_only=True,
         plugins=plugin or (),
+        compat=compat,
     )
     plan_table.show(prepared, json_only=json)
     print_warnings(() if json else prepared.warnings)

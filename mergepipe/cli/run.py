@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mergepipe.cli.options import Device, Json, MaxMemory, Out, Plugin, RecipeFile, Set, Threads
+from mergepipe.cli.options import (
+    Compat,
+    Device,
+    Json,
+    MaxMemory,
+    Out,
+    Plugin,
+    RecipeFile,
+    Set,
+    Threads,
+)
 from mergepipe.cli.signals import stoppable
 
 if TYPE_CHECKING:
@@ -23,6 +33,7 @@ def run(
     max_memory: MaxMemory = None,
     device: Device = None,
     plugin: Plugin = None,
+    compat: Compat = None,
     *,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the output folder if it exists.")
@@ -49,6 +60,7 @@ def run(
             out=out,
             resources=Resources(threads, max_memory, device),
             plugins=plugin or (),
+            compat=compat,
             tell=progress.tell,
         )
         _run(prepared, overwrite=overwrite, sync=not no_sync, json=json)

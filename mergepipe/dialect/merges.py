@@ -60,8 +60,7 @@ class MergeReader:
         return {"models": found, **self._shared(outer, path, origins)}
 
     def _outer(self, part: Part) -> tuple[Layer, ...]:
-        own = reading_layer = self.reading.layer(part.fields, part.path)
-        return (own, *part.outer) if part.path else (reading_layer,)
+        return (self.reading.layer(part.fields, part.path), *part.outer)
 
     def _with_base(
         self, found: dict[str, dict[str, Any]], outer: tuple[Layer, ...]
@@ -86,15 +85,13 @@ class MergeReader:
         if self.method.base == "unused" and self.base is not None and self.base not in found:
             what = f"{self.method.name} does not read a base; it gives the configuration only"
             self.reading.warn(("base_model",), what)
-        if self.base is None:
+        if self.base is None and not self.reading.references.are_files:
             first = next(iter(found), "the first")
             what = f"no base_model: configuration and tokenizer are those of {first}"
-            if self.reading.references.are_files:
-                return
             self.reading.warn(("merge_method",), f"{what} (mergekit picks a model at random)")
 
     def _warn_unread(self, entry: Mapping[str, Any], at: FieldPath) -> None:
-        for name in entry.get("parameters") or {}:
+        for name in self.reading.layer(entry, at)[0]:
             self.reading.warn((*at, "parameters", name), f"'{name}' of the base has no effect")
 
     def _each(self, entry: Mapping[str, Any], at: FieldPath, outer: Sequence[Layer]) -> Any:

@@ -8,7 +8,15 @@ from typing import Any, Literal, TypeAlias
 
 from mergepipe.method import load_method, method_names
 
-__all__ = ["IGNORED", "METHODS", "REQUIRED", "Counterpart", "Meaning", "counterpart"]
+__all__ = [
+    "IGNORED",
+    "METHODS",
+    "ON_TASK_VECTORS",
+    "REQUIRED",
+    "Counterpart",
+    "Meaning",
+    "counterpart",
+]
 
 REQUIRED: Any = object()
 IGNORED = frozenset({"int8_mask"})  # changes the memory that mergekit uses, never the result
@@ -156,6 +164,13 @@ METHODS: Mapping[str, Counterpart] = {
         {"scope": "tensor"},
     ),
 }
+
+# Those that mergekit 0.1.4 gives the differences of models and base.
+ON_TASK_VECTORS = frozenset(
+    one.name
+    for one in METHODS.values()
+    if one.base == "required" and (one.each.keys() >= {"weight"} or one.name == "sce")
+)
 
 
 def counterpart(name: str) -> Counterpart | None:

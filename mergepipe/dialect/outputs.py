@@ -20,9 +20,11 @@ def output_fields(
 ) -> dict[str, Any]:
     """Give the fields of the recipe; `labels` are those of the models, in order."""
     found: dict[str, Any] = {}
-    dtype = _dtype(reading)
+    asked, dtype = reading.data.get("output"), _dtype(reading)
+    if asked is not None:
+        found["output"] = asked
     if dtype is not None:
-        found["output"] = {"dtype": dtype}
+        found["output"] = {"dtype": dtype, **(asked if isinstance(asked, dict) else {})}
     tokenizer = _tokenizer(reading, base)
     if tokenizer is not None:
         found["tokenizer"] = tokenizer

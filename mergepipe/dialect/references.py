@@ -15,6 +15,7 @@ from mergepipe.recipe import Document, FieldPath
 __all__ = ["References"]
 
 _FORBIDDEN = re.compile(r"[^A-Za-z0-9_.-]+")
+_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # which name no model
 _RESERVED = frozenset({"method", "models", "slices", "where", "then", "tensors", "take", "merged"})
 
 
@@ -108,6 +109,9 @@ def _joined(value: Any) -> str | None:
 
 
 def _name(text: str) -> str:
-    """`org/name@rev` and `./folder/name` as `name`."""
-    last = text.rstrip("/").rpartition("/")[2].partition("@")[0]
+    """`org/name@rev` and `./folder/name` as `name`, `name/model.safetensors` too."""
+    front, _, last = text.rstrip("/").rpartition("/")
+    if last in _WEIGHT_FILES and front:
+        return _name(front)
+    last = last.partition("@")[0]
     return _FORBIDDEN.sub("-", last).strip("-.") or "model"

@@ -37,6 +37,7 @@ def native_value(
         place = (*path, name)
         for one in _conditions(settings.get(name)):
             value = _changed(one.get("value"), meaning, document.where(place), problems)
+            _say_outside(value, one, document.where(place), problems)
             if one.get("filter") in _EVERYTHING:
                 return _joined(cases, value)
             cases.append({"tensors": _glob(str(one["filter"])), "value": value})
@@ -83,12 +84,23 @@ def _changed(value: Any, meaning: Meaning, where: str, problems: Problems) -> An
     if not anchors:
         problems.add(where, "an empty gradient")
         return None
-    if len(set(anchors)) == 1:
+    if all(one == anchors[0] for one in anchors):
         return anchors[0]
     return {"gradient": anchors, "outside": anchors[0]}
 
 
+def _say_outside(value: Any, condition: Mapping[str, Any], where: str, problems: Problems) -> None:
+    """Warn where a gradient's first value holds for the head as well, which comes last."""
+    everywhere = condition.get("filter") in _EVERYTHING
+    if everywhere and isinstance(value, dict) and value["gradient"][-1] != value["outside"]:
+        what = f"the final norm and the head take the gradient's first value, {value['outside']}"
+        problems.warn(where, f"{what}, as the embedding does")
+
+
 def _checked(value: Any, meaning: Meaning, where: str, problems: Problems) -> Any:
+    if not isinstance(value, bool | int | float | str):
+        problems.add(where, "must be a number, a word, or a list of them")
+        return 0.0
     changed = _changed_scalar(value, meaning)
     if meaning.change == "fraction" and changed != value and changed != _number(value):
         problems.warn(where, f"{value} is taken for {changed:g}")

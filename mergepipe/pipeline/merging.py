@@ -242,5 +242,6 @@ def write_all_companions(prepared: Prepared, plan: Plan, folder: Path, problems:
         problems=problems,
         settings=None if recipe.output.config else donor.config,
         layers=plan.layers,
+        rows=plan.rows,
         jinja=recipe.jinja,
     )

@@ -13,6 +13,7 @@ from mergepipe.moe import Mixture, Router, choose, is_moe, plan_mixture, read_mi
 from mergepipe.pipeline.preparing import (
     Prepared,
     check_apart,
+    check_recipe,
     find_evaluations,
     named_target,
     prepare,
@@ -20,7 +21,7 @@ from mergepipe.pipeline.preparing import (
 from mergepipe.plan import Plan
 from mergepipe.recipe import has_several, override, read_document
 
-__all__ = ["prepare_file", "prepare_moe"]
+__all__ = ["check_file", "is_mixture", "prepare_file", "prepare_moe"]
 
 
 def prepare_file(
@@ -31,11 +32,12 @@ def prepare_file(
     resources: Resources | None = None,
     local_files_only: bool = False,
     plugins: Sequence[Path] = (),
+    compat: str | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Prepared:
     """Prepare what a file says: a merge by `prepare`, or a mixture of experts by `prepare_moe`."""
-    if not has_several(file) and is_moe(read_document(file).data):
-        return prepare_moe(
+    if is_mixture(file):
+        found = prepare_moe(
             file,
             settings=settings,
             out=out,
@@ -43,6 +45,7 @@ def prepare_file(
             local_files_only=local_files_only,
             tell=tell,
         )
+        return replace(found, warnings=(*found.warnings, *_without_effect(file, plugins, compat)))
     return prepare(
         file,
         settings=settings,
@@ -50,7 +53,29 @@ def prepare_file(
         resources=resources,
         local_files_only=local_files_only,
         plugins=plugins,
+        compat=compat,
     )
+
+
+def is_mixture(file: Path) -> bool:
+    """Tell the configuration of a mixture of experts, which has no form as a recipe."""
+    return not has_several(file) and is_moe(read_document(file).data)
+
+
+def check_file(
+    file: Path, problems: Problems, plugins: Sequence[Path] = (), compat: str | None = None
+) -> None:
+    """Find what can be said of a recipe or a mixture without its models."""
+    if is_mixture(file):
+        read_mixture(read_document(file), problems)
+        problems.warnings.extend(_without_effect(file, plugins, compat))
+    else:
+        check_recipe(file, problems, plugins, compat)
+
+
+def _without_effect(file: Path, plugins: Sequence[Path], compat: str | None) -> tuple[str, ...]:
+    given = [name for name, value in (("plugin", plugins), ("compat", compat)) if value]
+    return tuple(f"{file.name}: --{x} has no effect on a mixture of experts" for x in given)
 
 
 def prepare_moe(

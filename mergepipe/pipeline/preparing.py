@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mergepipe.checkpoint import Checkpoint, open_checkpoint
-from mergepipe.dialect import convert, is_mergekit
+from mergepipe.dialect import ON_TASK_VECTORS, convert, is_mergekit
 from mergepipe.errors import InputError, Problem, Problems
 from mergepipe.evaluate import Evaluation, parse_evaluation
 from mergepipe.execute import Budget, Resources, as_device, default_memory, share_out
@@ -38,6 +38,9 @@ __all__ = [
     "read_recipe",
     "stage_folder",
 ]
+
+
+_COMPAT_HINT = "; --compat mergekit-0.1.4 merges the rows of the vocabulary that they share"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +81,12 @@ def prepare(
     resources: Resources | None = None,
     local_files_only: bool = False,
     plugins: Sequence[Path] = (),
+    compat: str | None = None,
 ) -> Prepared:
     """Read a recipe and the headers of its models, and plan everything.
 
-    `settings` are `field=value` overrides, `plugins` files of merge methods, which are run. No
-    weight is read and nothing is written.
+    `settings` are `field=value` overrides, `plugins` files of merge methods, which are run, and
+    `compat` sets the recipe's field of that name. No weight is read and nothing is written.
 
     Raises
     ------
@@ -99,7 +103,7 @@ def prepare(
         as_device(resources.device)
     digests = load_plugins(plugins)
     problems = Problems()
-    document = read_recipe(file, problems, settings)
+    document = read_recipe(file, problems, settings, compat=compat)
     recipe = parse(document, problems)
     sources = recipe.sources if recipe is not None else parse_models(document)
     specs = recipe.evaluations if recipe is not None else parse_evaluations(document)
@@ -112,7 +116,8 @@ def prepare(
     assert recipe is not None, "a recipe without problems"
     checkpoints = {label: found for label, found in opened.items() if found is not None}
     target = named_target(out or recipe.output.path)
-    plans = _plans(recipe, checkpoints, stage_folder(target), problems)
+    hint = _COMPAT_HINT if document.origins and recipe.compat is None else ""
+    plans = _plans(recipe, checkpoints, stage_folder(target), problems, hint)
     _check_bare(recipe, checkpoints, problems)
     problems.raise_any()
     if target is not None:
@@ -131,7 +136,11 @@ def prepare(
 
 
 def read_recipe(
-    file: Path, problems: Problems, settings: Sequence[str] = (), plugins: Sequence[Path] = ()
+    file: Path,
+    problems: Problems,
+    settings: Sequence[str] = (),
+    plugins: Sequence[Path] = (),
+    compat: str | None = None,
 ) -> Document:
     """Read a recipe, or a configuration of mergekit as the recipe that it means."""
     load_plugins(plugins)
@@ -140,12 +149,14 @@ def read_recipe(
     if is_mergekit(data) or (isinstance(data, list) and any(map(is_mergekit, data))):
         document = convert(document, problems)
         problems.raise_any()  # what follows would speak of parts that nobody wrote
-    return document
+    return override(document, [f"compat={compat}"] if compat else [])
 
 
-def check_recipe(file: Path, problems: Problems, plugins: Sequence[Path] = ()) -> None:
+def check_recipe(
+    file: Path, problems: Problems, plugins: Sequence[Path] = (), compat: str | None = None
+) -> None:
     """Find what can be said of a recipe without its models."""
-    parse(read_recipe(file, problems, plugins=plugins), problems)
+    parse(read_recipe(file, problems, plugins=plugins, compat=compat), problems)
 
 
 def _read(file: Path) -> Document:
@@ -190,7 +201,11 @@ def stage_folder(target: Path | None) -> Path:
 
 
 def _plans(
-    recipe: Recipe, checkpoints: Mapping[str, Checkpoint], stages: Path, problems: Problems
+    recipe: Recipe,
+    checkpoints: Mapping[str, Checkpoint],
+    stages: Path,
+    problems: Problems,
+    hint: str,
 ) -> tuple[Plan, ...]:
     """Plan the stages in order; a later one sees an earlier one's planned output as a model.
 
@@ -211,6 +226,8 @@ def _plans(
             tokenizer=known.get(recipe.tokenizer or "") if last else None,
             max_shard_bytes=recipe.output.max_shard_bytes,
             nan_policy=recipe.nan_policy,
+            compat=None if recipe.compat is None else ON_TASK_VECTORS,
+            hint=hint,
         )
         if plan is None:
             break
@@ -220,9 +237,7 @@ def _plans(
     return tuple(plans)
 
 
-def _check_bare(
-    recipe: Recipe, checkpoints: Mapping[str, Checkpoint], problems: Problems
-) -> None:
+def _check_bare(recipe: Recipe, checkpoints: Mapping[str, Checkpoint], problems: Problems) -> None:
     """Refuse what weights alone cannot have: a tokenizer, a chat template, scores."""
     if not any(one.is_bare for one in checkpoints.values()):
         return

@@ -70,7 +70,8 @@ def check_words(tokenizer: Checkpoint, steps: Iterable[Step], problems: Problems
     others = tuple(one for one in sources.values() if one is not tokenizer)
     for one in (tokenizer, *others):
         _check_settings(one, problems)
-    check_tokenizers(tokenizer, others, held[embedding].shape[0], problems)
+    rows = max(one.stored.shape[0] for one in held[embedding].all_inputs)
+    check_tokenizers(tokenizer, others, rows, problems)
 
 
 def _check_settings(model: Checkpoint, problems: Problems) -> None:

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from mergepipe.checkpoint import DTYPES, Checkpoint, Stored, layer_of, with_layers
+from mergepipe.checkpoint import (
+    DTYPES,
+    Checkpoint,
+    Stored,
+    layer_of,
+    with_layers,
+    with_vocabulary,
+)
 from mergepipe.errors import Problems, printable
-from mergepipe.method import load_method
+from mergepipe.method import Method, load_method
 from mergepipe.plan.account import account, check_words
 from mergepipe.plan.align import Alignment, align, is_buffer, place_of, role_of, shown_names
+from mergepipe.plan.compat import Compat
 from mergepipe.plan.layout import Layout, arrange
 from mergepipe.plan.slices import Wanted, layer_sources, wanted
 from mergepipe.plan.steps import Dropped, Input, Step
@@ -39,6 +48,7 @@ class Plan:
     nan_policy: NanPolicy = "refuse"
     # Where layers were put together: the layer of the donor that each of the result is like.
     layers: tuple[int, ...] | None = None
+    rows: int | None = None  # of the vocabulary, where it was cut
 
     @cached_property
     def bytes_read(self) -> int:
@@ -65,12 +75,15 @@ class Plan:
             tensors[step.name] = Stored(
                 step.name, step.dtype, step.shape, file, start, start + size
             )
+        config = self.donor.config
+        if self.layers is not None:
+            config = with_layers(config, self.layers)
+        if self.rows is not None:
+            config = with_vocabulary(config, self.rows)
         return Checkpoint(
             label=self.name,
             folder=self.donor.folder,
-            config=self.donor.config
-            if self.layers is None
-            else with_layers(self.donor.config, self.layers),
+            config=config,
             tensors=tensors,
             low_rank={},
             aliases={},
@@ -94,14 +107,20 @@ def make_plan(
     tokenizer: Checkpoint | None = None,
     max_shard_bytes: int = 5_000_000_000,
     nan_policy: NanPolicy = "refuse",
+    compat: Collection[str] | None = None,
+    hint: str = "",
 ) -> Plan | None:
     """Plan one merge, or add every reason why not to `problems`.
 
     `checkpoints` holds the models by label; `dtype` is that of all float outputs (default: as in
     `like`, tensor by tensor, which defaults to the donor), and `tokenizer` the model whose
-    tokenizer the result shall have (default: the donor).
+    tokenizer the result shall have (default: the donor). With `compat`, tensors of other shapes
+    are merged by the rules of mergekit 0.1.4, whose methods on task vectors it names; `hint` is
+    said where that would help.
     """
     planner = _Planner(spec, checkpoints, problems, dtype)
+    planner.compat = None if compat is None else Compat(planner.donor, compat, problems)
+    planner.hint = hint
     planner.like = like or planner.donor
     if not planner.usable:
         return None
@@ -110,7 +129,8 @@ def make_plan(
     dropped = account(planner.donor, planner.models, steps, problems)
     layout = arrange([(s.name, s.dtype, s.shape) for s in steps], max_shard_bytes)
     layers = layer_sources(spec)
-    return Plan(name, spec, seed, planner.donor, steps, dropped, layout, nan_policy, layers)
+    rows = planner.compat.rows if planner.compat else None
+    return Plan(name, spec, seed, planner.donor, steps, dropped, layout, nan_policy, layers, rows)
 
 
 class _Planner:
@@ -136,6 +156,8 @@ class _Planner:
                 self.models[label] = alignment
                 for note in alignment.notes:
                     problems.warn(label, note)
+        self.compat: Compat | None = None
+        self.hint = ""
         self.usable = len(self.models) == len(labels)
         self.globs = [
             re.compile("|".join(f"(?:{fnmatch.translate(glob)})" for glob in rule.globs))
@@ -180,7 +202,9 @@ class _Planner:
         method = load_method(rule.method if rule and rule.method else self.spec.method)
         label = self._base_label(one)
         uses_base = method.uses_base(named=label is not None)
-        inputs = self._inputs(one)
+        if self.compat is not None:
+            one = self._cut(self.compat, one, method, label)
+        inputs = self._inputs(one, method.name)
         if len(inputs) < method.models[0]:
             return self._keep(one, "only the base has it", fit)
         names = {found.label: found.name for found in inputs}
@@ -188,7 +212,7 @@ class _Planner:
         return Step(
             name=name,
             dtype=self._output_dtype(stored),
-            shape=stored.shape,
+            shape=one.stored.shape,
             method=method.name,
             base=self._input(one, label or self.donor.label) if uses_base else None,
             inputs=inputs,
@@ -197,7 +221,7 @@ class _Planner:
             rule=fit,
             depth=one.place.depth,
             reason=f"where[{fit}]" if fit is not None else "merge",
-            role=role_of(name, stored.shape),
+            role=role_of(name, one.stored.shape),
             then=self.values.then(fit, one.place),
         )
 
@@ -207,7 +231,15 @@ class _Planner:
     def _input(self, one: Wanted, label: str) -> Input:
         return Input(label, self.models[label].checkpoint, one.names[label])
 
-    def _inputs(self, one: Wanted) -> tuple[Input, ...]:
+    def _cut(
+        self, compat: Compat, one: Wanted, method: Method[Any, Any], base: str | None
+    ) -> Wanted:
+        labels = self.spec.models if one.part is None else one.part.models
+        used = [base] if base is not None and method.uses_base(named=True) else []
+        found = {x: self._input(one, x).stored for x in (*used, *labels) if x in one.names}
+        return compat.cut(one, method.name, found, base if used else None)
+
+    def _inputs(self, one: Wanted, method: str) -> tuple[Input, ...]:
         """Find the models that have the tensor; note those that should and do not."""
         found = []
         for label in self.spec.models if one.part is None else one.part.models:
@@ -218,7 +250,11 @@ class _Planner:
                     self.missing[label].append(one.name)
                 continue
             theirs = model.checkpoint.tensors[other]
-            if theirs.shape != one.stored.shape:
+            if theirs.shape != one.stored.shape and not (
+                self.compat and self.compat.takes(one, theirs)
+            ):
+                if self.compat and self.compat.skips(one, method, label, theirs):
+                    continue
                 self.mismatched[label].append(
                     f"{printable(other, 200)} {list(theirs.shape)} (not {list(one.stored.shape)})"
                 )
@@ -250,7 +286,8 @@ class _Planner:
 
     def _keep(self, one: Wanted, reason: str, fit: int | None) -> Step:
         """Copy the donor's tensor, or that of the first model of a slice without the donor."""
-        label = self.donor.label if self.donor.label in one.names else next(iter(one.names))
+        inside = [x for x in one.names if one.part is None or x in one.part.layers]
+        label = self.donor.label if self.donor.label in inside or not inside else inside[0]
         return self._copy(one.place, label, one.names[label], reason, fit)
 
     def _copy(self, place: Place, label: str, other: str, reason: str, fit: int | None) -> Step:
@@ -311,7 +348,8 @@ class _Planner:
                     place_of(self.models[label].checkpoint),
                     f"{len(shapes)} tensors have another shape or dtype than in "
                     f"{self.donor.label}: {shown_names(shapes)}",
-                    "merge models of one size and vocabulary, or `take` these from one model",
+                    "merge models of one size and vocabulary, or `take` these from one model"
+                    + self.hint,
                 )
         for i, rule in enumerate(self.spec.rules):
             if not self.fitted[i]:

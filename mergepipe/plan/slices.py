@@ -65,13 +65,11 @@ def _alike(
     part: Slice | None,
 ) -> Wanted:
     """Give a tensor that is made of those of the same name."""
-    labels = models if part is None else [label for label in models if label in part.layers]
-    found = {label: models[label].names.get(name) for label in labels}
+    found = {label: model.names.get(name) for label, model in models.items()}
     named = {label: other for label, other in found.items() if other is not None}
-    stored = donor.tensors[name]
-    if part is not None and named and donor.label not in named:
-        first = next(iter(named))
-        stored = models[first].checkpoint.tensors[named[first]]
+    stored, inside = donor.tensors[name], [x for x in named if part is None or x in part.layers]
+    if inside and donor.label not in inside:
+        stored = models[inside[0]].checkpoint.tensors[named[inside[0]]]
     return Wanted(place, named, stored, part)
 
 

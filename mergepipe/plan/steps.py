@@ -111,7 +111,9 @@ class Step:
     @property
     def bytes_read(self) -> int:
         """Bytes read for this tensor, at most."""
-        return self.sweeps * sum(one.stored.nbytes for one in self.all_inputs)
+        # Of an input with more rows only the first ones are read.
+        sizes = (DTYPES[one.stored.dtype].itemsize for one in self.all_inputs)
+        return self.sweeps * self.numel * sum(sizes)
 
     @property
     def working_bytes(self) -> int:

@@ -212,6 +212,11 @@ class RecipeFields(Fields):
     chat_template: Label | TemplateFields | None = Field(
         None, description="whose chat template, or its text; default: as above"
     )
+    compat: Literal["mergekit-0.1.4"] | None = Field(
+        None,
+        description="merge tensors of other shapes as mergekit 0.1.4 does: common rows of "
+        "vocabularies; others are left out",
+    )
     evaluate: list[EvaluateFields] = []
     output: OutputFields = Field(default_factory=OutputFields.model_construct)
 

@@ -50,6 +50,7 @@ def parse(document: Document, problems: Problems) -> Recipe | None:
         tokenizer=fields.tokenizer,
         chat_template=template if isinstance(template, str) else None,
         jinja=None if isinstance(template, str | None) else template.jinja,
+        compat=fields.compat,
         evaluations=evaluations,
         output=output,
         data=document.data,

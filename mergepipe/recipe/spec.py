@@ -118,6 +118,7 @@ class Recipe:
     evaluations: tuple[EvaluationSpec, ...]
     output: OutputSpec
     data: Any = field(repr=False, default=None)
+    compat: str | None = None  # whose rules hold for tensors of other shapes
     jinja: str | None = None  # the text of a chat template that is none of the models'
 
     @property

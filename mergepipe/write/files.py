@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mergepipe.checkpoint import with_layers
+from mergepipe.checkpoint import with_layers, with_vocabulary
 from mergepipe.errors import InputError, Problem, Problems, has_secret
 from mergepipe.write.faults import disk_faults
 
@@ -58,14 +58,16 @@ def write_companions(
     problems: Problems,
     settings: Mapping[str, Any] | None = None,
     layers: Sequence[int] | None = None,
+    rows: int | None = None,
     jinja: str | None = None,
 ) -> None:
     """Write configuration from `config`'s folder, tokenizer and chat template from theirs.
 
     `settings` are written in place of that folder's `config.json`, which others stand beside.
     `dtype` is the torch name that `config.json` shall give, None to leave what it says; `layers`
-    are those of `config`'s model that the result's are like, None for the same. `jinja` is the
-    text of a chat template in place of any model's.
+    are those of `config`'s model that the result's are like, None for the same; `rows` are those
+    of the vocabulary, where it was cut. `jinja` is the text of a chat template in place of any
+    model's.
 
     Raises
     ------
@@ -78,6 +80,8 @@ def write_companions(
     with disk_faults(folder):
         settings = _read(config / "config.json") if settings is None else settings
         resized = settings if layers is None else with_layers(settings, layers)
+        if rows is not None:
+            resized = with_vocabulary(resized, rows)
         _write(folder / "config.json", _public(resized, dtype, problems))
         _copy(config, folder, _BASE_FILES)
         _copy_code(config, "config.json", settings, folder, problems)

@@ -68,6 +68,13 @@ CONFIGURATIONS = {
         parameters: {normalize: false}
         dtype: float32
     """,
+    "linear averages a base in that has a weight": """
+        models: [{model: $a}, {model: $b}]
+        base_model: $base
+        merge_method: linear
+        parameters: {weight: [0.2, 0.8]}
+        dtype: float32
+    """,
     "ties": """
         models:
           - {model: $a, parameters: {density: [1, 0.7, 0.1], weight: 1.0}}
