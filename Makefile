@@ -30,13 +30,14 @@ docs: $(VENV)/.installed-dev
 
 check: lint types docs test
 
-# 16 GB of disk in BENCH, and about two hours, most of them mergekit's.
+# 10 GB of disk in BENCH, and about half an hour, half of it mergekit's.
 BENCH ?= /tmp/mergepipe-bench
 bench: $(VENV)/.installed-dev
-	test -d $(BENCH)/expert4 || \
-		$(BIN)/python benchmarks/synthetic.py $(BENCH) --size 1b --experts 4
-	$(BIN)/python benchmarks/merge.py $(BENCH) --write
-	$(BIN)/python benchmarks/against_mergekit.py $(BENCH)
+	test -d $(BENCH)/expert2 || \
+		$(BIN)/python benchmarks/synthetic.py $(BENCH) --size 1b --experts 2
+	$(BIN)/python benchmarks/merge.py $(BENCH) --experts 2 --rounds 3 --write
+	$(BIN)/python benchmarks/merge.py $(BENCH) --experts 2 --rounds 1 --memory --first-run --write
+	$(BIN)/python benchmarks/method_times.py --write
 
 clean:
 	rm -rf demo dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

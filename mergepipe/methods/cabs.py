@@ -28,10 +28,13 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from mergepipe.delta import add_update
+from mergepipe.kernels.masks import add_balanced
 from mergepipe.method import Block, Method, Parameters
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from mergepipe.kernels.packed import Out
 
 
 class Each(Parameters):
@@ -83,6 +86,13 @@ def merge(block: Block[Each, Shared], _: None) -> Tensor:
     return add_update(block.base, update, block.shared.lambda_)
 
 
+def kernel(block: Block[Each, Shared], _: None, out: Out) -> None:
+    """Do the same with a packed block."""
+    assert block.packed is not None, "kernels take packed blocks"
+    shared, weights = block.shared, [each.weight for each in block.each]
+    add_balanced(block.packed, shared.n, shared.m, weights, shared.lambda_, out)
+
+
 METHOD = Method(
     Each,
     Shared,
@@ -91,5 +101,6 @@ METHOD = Method(
     models=(1, None),
     check=check,
     cut=lambda shared, _: shared.m,
+    kernel=kernel,
     against="its formula in numpy",
 )

@@ -31,10 +31,13 @@ import numpy as np
 from pydantic import Field
 
 from mergepipe.delta import add_update
+from mergepipe.kernels.masks import NO_TASK, add_unified, stitch, task_magnitudes
 from mergepipe.method import Block, Method, Parameters, Scope, Statistics, Survey
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from mergepipe.kernels.packed import Out
 
 
 class Each(Parameters):
@@ -70,15 +73,18 @@ def _masked(block: Block[Each, Shared], task: str) -> Tensor:
     """M_i ⊙ τ_u; 0 everywhere if the model lacks the tensor."""
     unified = _unified(block)
     if task not in block.labels:
-        return unified * 0
+        return unified.new_zeros(unified.shape)
     return unified.where(block.deltas[block.labels.index(task)].sign() == unified.sign(), 0.0)
 
 
 def _magnitudes(task: str, block: Block[Each, Shared]) -> Statistics:
     if task not in block.labels:
         return {}
-    delta = block.deltas[block.labels.index(task)]
-    sums = [float(x.double().abs().sum()) for x in (delta, _masked(block, task))]
+    if block.packed is not None:
+        sums = list(task_magnitudes(block.packed, block.row(task)))
+    else:
+        delta = block.deltas[block.labels.index(task)]
+        sums = [float(x.double().abs().sum()) for x in (delta, _masked(block, task))]
     divisor = max(block.target.numel, 1) if block.shared.compat == "reference" else 1
     return {"magnitudes": np.array(sums) / divisor}
 
@@ -100,6 +106,19 @@ def merge(block: Block[Each, Shared], found: tuple[str, float] | None) -> Tensor
     return add_update(block.base, _masked(block, task), scale)
 
 
+def kernel(block: Block[Each, Shared], found: tuple[str, float] | None, out: Out) -> None:
+    """Do the same with a packed block."""
+    assert block.packed is not None, "kernels take packed blocks"
+    if found is None:
+        add_unified(block.packed, NO_TASK, 1.0, out)
+        return
+    task, scale = found
+    if task in block.labels:
+        add_unified(block.packed, block.row(task), scale, out)
+    else:
+        stitch(block.packed, [], out)
+
+
 METHOD = Method(
     Each,
     Shared,
@@ -110,5 +129,6 @@ METHOD = Method(
     scope=lambda each, shared: (each.task, shared.compat),
     check=check,
     sweeps=lambda _: 1,
+    kernel=kernel,
     against="its formula in numpy",
 )

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from mergepipe.delta import add_update, combine
+from mergepipe.kernels.masks import stitch
 from mergepipe.method import (
     BLOCK,
     Block,
@@ -42,10 +43,12 @@ from mergepipe.method import (
     Survey,
     Target,
 )
-from mergepipe.trim import LARGEST_SWEEPS, Trim, keep_count, keep_largest, survey_largest
+from mergepipe.trim import LARGEST_SWEEPS, Trim, band, keep_count, keep_largest, survey_largest
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from mergepipe.kernels.packed import Out
 
 
 class Each(Parameters):
@@ -116,6 +119,13 @@ def merge(block: Block[Each, Shared], trims: Mapping[str, Trim]) -> Tensor:
     return add_update(block.base, combine(kept, [1.0] * len(kept), masks, normalize=True), 1.0)
 
 
+def kernel(block: Block[Each, Shared], trims: Mapping[str, Trim], out: Out) -> None:
+    """Do the same with a packed block."""
+    assert block.packed is not None, "kernels take packed blocks"
+    merged = _merged(block.target, block.shared)
+    stitch(block.packed, [band(block, trims[x]) for x in block.labels] if merged else [], out)
+
+
 METHOD = Method(
     Each,
     Shared,
@@ -125,5 +135,6 @@ METHOD = Method(
     survey=survey,
     scope=scope,
     sweeps=lambda _: 1 + LARGEST_SWEEPS,
+    kernel=kernel,
     against="its formula in numpy",
 )
