@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packing import pack_tensors
 from pydantic import ValidationError
 from torch.testing import assert_close
 
@@ -323,3 +325,30 @@ def test_parameters_out_of_range_are_refused(name, each, shared):
     method = load_method(name)
     with pytest.raises(ValidationError):
         (method.each(**each), method.shared(**shared))
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 2**32 - 1), st.integers(0, 5000))
+def test_ram_plus_counts_in_packed_blocks_what_it_counts_in_torch(seed, count):
+    draw = torch.Generator().manual_seed(seed)
+    rows = [torch.randn(count, generator=draw).bfloat16() for _ in range(4)]
+    for row in rows[1:]:
+        kept = torch.rand(count, generator=draw) < 0.5
+        row[kept] = rows[0][kept]
+    method = load_method("ram_plus")
+    labels, shared = ("a", "b", "c"), method.shared(epsilon=0.5)
+    block = Block(
+        Target("t", (count,)),
+        0,
+        rows[0].float(),
+        tuple(row.float() for row in rows[1:]),
+        labels,
+        tuple(method.each() for _ in labels),
+        shared,
+    )
+    scope = Scope(dict.fromkeys(labels, count), {}, shared, (block.target,))
+    measure = next(method.survey(scope))
+    packed = replace(block, base=None, models=(), packed=pack_tensors(rows, based=True, first=0))
+    plain, fused = measure(block), measure(packed)
+    assert plain.keys() == fused.keys()
+    assert all(np.array_equal(plain[key], fused[key]) for key in plain)

@@ -27,10 +27,13 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from mergepipe.delta import add_update
+from mergepipe.kernels.choose import add_agreed
 from mergepipe.method import Block, Method, Parameters
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from mergepipe.kernels.packed import Out
 
 
 class Each(Parameters):
@@ -65,6 +68,13 @@ def merge(block: Block[Each, Shared], _: None) -> Tensor:
     return add_update(block.base, update, block.shared.lambda_)
 
 
+def kernel(block: Block[Each, Shared], _: None, out: Out) -> None:
+    """Do the same with a packed block."""
+    assert block.packed is not None, "kernels take packed blocks"
+    shared, shares = block.shared, [each.mask_lambda for each in block.each]
+    add_agreed(block.packed, shares, shared.k, shared.lambda_, out)
+
+
 METHOD = Method(
     Each,
     Shared,
@@ -72,5 +82,6 @@ METHOD = Method(
     needs_base=True,
     models=(2, None),
     check=check,
+    kernel=kernel,
     against="values by hand",
 )

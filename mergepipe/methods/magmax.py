@@ -23,10 +23,13 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from mergepipe.delta import add_update
+from mergepipe.kernels.choose import add_largest
 from mergepipe.method import Block, Method, Parameters
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from mergepipe.kernels.packed import Out
 
 
 class Each(Parameters):
@@ -47,11 +50,18 @@ def merge(block: Block[Each, Shared], _: None) -> Tensor:
     return add_update(block.base, largest, block.shared.lambda_)
 
 
+def kernel(block: Block[Each, Shared], _: None, out: Out) -> None:
+    """Do the same with a packed block."""
+    assert block.packed is not None, "kernels take packed blocks"
+    add_largest(block.packed, block.shared.lambda_, out)
+
+
 METHOD = Method(
     Each,
     Shared,
     merge,
     needs_base=True,
     models=(1, None),
+    kernel=kernel,
     against="values by hand",
 )

@@ -22,10 +22,13 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from mergepipe.kernels.choose import move_near
 from mergepipe.method import Block, Method, Parameters
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from mergepipe.kernels.packed import Out
 
 
 class Each(Parameters):
@@ -46,4 +49,18 @@ def merge(block: Block[Each, Shared], _: None) -> Tensor:
     return block.base.where(delta == 0, model.where(delta.abs() <= t, moved))
 
 
-METHOD = Method(Each, Shared, merge, needs_base=True, models=(1, 1), against="mergekit 0.1.5")
+def kernel(block: Block[Each, Shared], _: None, out: Out) -> None:
+    """Do the same with a packed block."""
+    assert block.packed is not None, "kernels take packed blocks"
+    move_near(block.packed, block.shared.t, out)
+
+
+METHOD = Method(
+    Each,
+    Shared,
+    merge,
+    needs_base=True,
+    models=(1, 1),
+    kernel=kernel,
+    against="mergekit 0.1.5",
+)

@@ -25,10 +25,13 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from mergepipe.delta import add_update
+from mergepipe.kernels import choose
 from mergepipe.method import Block, Method, Parameters
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from mergepipe.kernels.packed import Out
 
 
 class Each(Parameters):
@@ -57,4 +60,18 @@ def merge(block: Block[Each, Shared], _: None) -> Tensor:
     return add_active(block, [1.0] * len(block.labels))
 
 
-METHOD = Method(Each, Shared, merge, needs_base=True, models=(1, None), against="mergekit 0.1.5")
+def kernel(block: Block[Each, Shared], _: None, out: Out) -> None:
+    """Do the same with a packed block."""
+    assert block.packed is not None, "kernels take packed blocks"
+    choose.add_active(block.packed, block.shared.epsilon, [1.0] * len(block.labels), out)
+
+
+METHOD = Method(
+    Each,
+    Shared,
+    merge,
+    needs_base=True,
+    models=(1, None),
+    kernel=kernel,
+    against="mergekit 0.1.5",
+)

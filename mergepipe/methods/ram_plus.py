@@ -26,11 +26,14 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import Field
 
+from mergepipe.kernels import choose
 from mergepipe.method import Block, Method, Parameters, Scope, Statistics, Survey
 from mergepipe.methods.ram import add_active
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from mergepipe.kernels.packed import Out
 
 
 class Each(Parameters):
@@ -53,6 +56,9 @@ def scope(_: Each, shared: Shared) -> Hashable | None:
 
 def _counts(block: Block[Each, Shared]) -> Statistics:
     """How many elements of each model are active in several models, and in it alone."""
+    if block.packed is not None:
+        counts = choose.count_active(block.packed, block.shared.epsilon)
+        return dict(zip(block.labels, counts, strict=True))
     masks = [delta.abs() > block.shared.epsilon for delta in block.deltas]
     count = sum(mask.int() for mask in masks)
     return {
@@ -76,6 +82,13 @@ def merge(block: Block[Each, Shared], factors: Mapping[str, float]) -> Tensor:
     return add_active(block, [factors[label] for label in block.labels])
 
 
+def kernel(block: Block[Each, Shared], factors: Mapping[str, float], out: Out) -> None:
+    """Do the same with a packed block."""
+    assert block.packed is not None, "kernels take packed blocks"
+    own = [factors[label] for label in block.labels]
+    choose.add_active(block.packed, block.shared.epsilon, own, out)
+
+
 METHOD = Method(
     Each,
     Shared,
@@ -85,5 +98,6 @@ METHOD = Method(
     survey=survey,
     scope=scope,
     sweeps=lambda _: 1,
+    kernel=kernel,
     against="mergekit 0.1.5",
 )
