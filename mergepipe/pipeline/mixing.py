@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mergepipe.checkpoint import Checkpoint, open_checkpoint
 from mergepipe.errors import Problems
-from mergepipe.execute import Resources, as_device, default_memory, share_out
+from mergepipe.execute import Resources, share_out
 from mergepipe.moe import Mixture, Router, choose, is_moe, plan_mixture, read_mixture
 from mergepipe.pipeline.preparing import (
     Prepared,
@@ -17,6 +17,7 @@ from mergepipe.pipeline.preparing import (
     find_evaluations,
     named_target,
     prepare,
+    settled,
 )
 from mergepipe.plan import Plan
 from mergepipe.recipe import has_several, override, read_document
@@ -100,11 +101,7 @@ def prepare_moe(
         if the memory that may be used is not enough for one tensor.
 
     """
-    resources = resources or Resources()
-    if resources.max_memory is None:
-        resources = replace(resources, max_memory=default_memory())
-    if resources.device is not None:
-        as_device(resources.device)
+    resources = settled(resources)
     problems = Problems()
     mixture = read_mixture(override(read_document(file), settings), problems)
     problems.raise_any()

@@ -36,6 +36,7 @@ __all__ = [
     "named_target",
     "prepare",
     "read_recipe",
+    "settled",
     "stage_folder",
 ]
 
@@ -96,11 +97,7 @@ def prepare(
         if the memory that may be used is not enough for one tensor.
 
     """
-    resources = resources or Resources()
-    if resources.max_memory is None:  # once: what is free changes while a run goes on
-        resources = replace(resources, max_memory=default_memory())
-    if resources.device is not None:
-        as_device(resources.device)
+    resources = settled(resources)
     digests = load_plugins(plugins)
     problems = Problems()
     document = read_recipe(file, problems, settings, compat=compat)
@@ -165,6 +162,16 @@ def _read(file: Path) -> Document:
         if all(map(is_mergekit, document.data)):
             return document
     return read_document(file)
+
+
+def settled(resources: Resources | None) -> Resources:
+    """Decide once how much memory there is, which changes while a run goes on; check the device."""
+    chosen = resources or Resources()
+    if chosen.device is not None:
+        as_device(chosen.device)
+    if chosen.max_memory is not None:
+        return chosen
+    return replace(chosen, max_memory=default_memory())
 
 
 def find_evaluations(
