@@ -9,7 +9,8 @@ from itertools import pairwise
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from askable import LIMIT, SENTENCES, small_tokenizer
+from tokenizers import Tokenizer
 from torch.nn.functional import cross_entropy
 from transformers import (
     AutoModelForCausalLM,
@@ -20,38 +21,9 @@ from transformers import (
 )
 
 from mergepipe.errors import InputError
-from mergepipe.model import Score, local
+from mergepipe.model import Score, rows, writing
+from mergepipe.model.causal import rolling_windows
 from mergepipe.model.load import local_model
-from mergepipe.model.local import rolling_windows
-
-SENTENCES = [
-    "In the beginning was the word, and the word was with the model.",
-    "Der Fuchs überquert die Straße; größere Bären schlafen.",
-    "def add(a, b):\n    return a + b\n",
-    "12+30=42\n7+8=15\n",
-]
-LIMIT = 48
-
-
-def small_tokenizer():
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=320,
-        special_tokens=["<s>", "</s>"],
-        initial_alphabet=alphabet,
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(SENTENCES, trainer)
-    # What must not reach the scores: special tokens, truncation and padding of the tokenizer.
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
-    )
-    tokenizer.enable_truncation(4)
-    tokenizer.enable_padding()
-    return tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -100,7 +72,7 @@ def close(found, expected):
 
 @pytest.mark.parametrize("text", SENTENCES)
 def test_a_text_has_the_loss_that_transformers_gives_it(model, text):
-    ids = torch.tensor([[model.prefix, *ids_of(model, text)]])
+    ids = torch.tensor([[model.loaded.special.prefix, *ids_of(model, text)]])
     mean = model.module(ids, labels=ids).loss.item()
     [score] = model.loglikelihood_rolling([text])
     assert score.tokens == ids.shape[1] - 1
@@ -110,7 +82,7 @@ def test_a_text_has_the_loss_that_transformers_gives_it(model, text):
 
 def test_windows_of_a_long_text_score_each_token_once(model):
     text = SENTENCES[1] * 5
-    ids = [model.prefix, *ids_of(model, text)]
+    ids = [model.loaded.special.prefix, *ids_of(model, text)]
     count = len(ids) - 1
     assert count > 2 * LIMIT
     expected = loss(model, ids[: LIMIT + 1], LIMIT)
@@ -138,7 +110,7 @@ def test_a_batch_gives_what_single_requests_give(model, monkeypatch):
     pairs_alone = [model.loglikelihood([(c[:9], t[:9])])[0] for c, t in pairs]
     close(model.loglikelihood_rolling(texts), alone)
     close(model.loglikelihood([(c[:9], t[:9]) for c, t in pairs]), pairs_alone)
-    monkeypatch.setattr(local, "_BATCH_LOGITS", 1)
+    monkeypatch.setattr(rows, "_BATCH_LOGITS", 1)
     close(model.loglikelihood_rolling(texts), alone)
 
 
@@ -150,7 +122,7 @@ def test_an_empty_text_has_no_bits(model):
 def test_a_continuation_is_scored_after_its_context(model):
     context, continuation = "the word was", " with the model."
     start = len(ids_of(model, context))
-    ids = [model.prefix, *ids_of(model, context + continuation)]
+    ids = [model.loaded.special.prefix, *ids_of(model, context + continuation)]
     [score] = model.loglikelihood([(context, continuation)])
     assert score.tokens == len(ids) - 1 - start
     assert score.bytes == len(continuation)
@@ -175,11 +147,15 @@ def test_spaces_that_end_a_context_are_scored_with_the_continuation(model):
 
 
 def by_hand(model, prompt, count):
-    ids = [model.prefix, *ids_of(model, prompt)]
+    return model.tokenizer.decode(greedy_ids(model, prompt, count), skip_special_tokens=False)
+
+
+def greedy_ids(model, prompt, count):
+    ids = [model.loaded.special.prefix, *ids_of(model, prompt)]
     for _ in range(count):
         with torch.no_grad():
             ids.append(int(model.module(torch.tensor([ids])).logits[0, -1].argmax()))
-    return model.tokenizer.decode(ids[-count:], skip_special_tokens=False)
+    return ids[-count:]
 
 
 PROMPTS = ["the", "12+30=", "", "größere Bären", "def add(a, b):", "In the beginning was"]
@@ -199,7 +175,7 @@ def test_text_does_not_depend_on_the_batch(model, temperature, monkeypatch):
     together = write(PROMPTS)
     assert together == [write([prompt])[0] for prompt in PROMPTS]
     assert together == write(PROMPTS[::-1])[::-1]
-    monkeypatch.setattr(local, "_BATCH_ROWS", 2)
+    monkeypatch.setattr(writing, "BATCH_ROWS", 2)
     assert together == write(PROMPTS)
 
 
@@ -212,7 +188,7 @@ def test_a_stop_string_is_cut_off_and_ends_the_text(model):
 
 
 def test_eos_ends_the_text_and_is_not_part_of_it(model, copy):
-    [first] = ids_of(model, by_hand(model, "the", 3))[:1]
+    [first] = greedy_ids(model, "the", 1)
     settings = json.loads((copy / "config.json").read_text()) | {"eos_token_id": [1, first]}
     (copy / "config.json").write_text(json.dumps(settings))
     tokenizer = Tokenizer.from_file(str(copy / "tokenizer.json"))
@@ -233,7 +209,7 @@ def test_seeds_change_what_is_sampled_and_nothing_else_does(model):
 
 def test_samples_have_the_probabilities_of_the_model(model):
     with torch.no_grad():
-        logits = model.module(torch.tensor([[model.prefix]])).logits[0, -1]
+        logits = model.module(torch.tensor([[model.loaded.special.prefix]])).logits[0, -1]
     p = torch.softmax(logits / 0.7, -1).max().item()
     best = model.tokenizer.decode([int(logits.argmax())], skip_special_tokens=False)
     n = 300
@@ -279,7 +255,10 @@ def test_a_tokenizer_without_tokenizer_json_is_read_by_transformers(model, copy)
     settings = {"tokenizer_class": "GPT2Tokenizer", "bos_token": "<s>", "eos_token": "</s>"}
     (copy / "tokenizer_config.json").write_text(json.dumps(settings))
     old = local_model(copy, "old")
-    assert (old.prefix, old.ends) == (model.prefix, model.ends)
+    assert (old.loaded.special.prefix, old.loaded.special.ends) == (
+        model.loaded.special.prefix,
+        model.loaded.special.ends,
+    )
     assert [ids_of(old, text) for text in SENTENCES] == [ids_of(model, t) for t in SENTENCES]
 
 
@@ -288,7 +267,7 @@ def test_an_id_that_is_no_special_token_is_not_taken_for_one(copy):
     settings = json.loads((copy / "config.json").read_text()) | {"bos_token_id": 77}
     for file in ("config.json", "generation_config.json"):
         (copy / file).write_text(json.dumps(settings))
-    assert local_model(copy, "defaults").prefix == 1
+    assert local_model(copy, "defaults").loaded.special.prefix == 1
     for file in ("config.json", "generation_config.json"):
         (copy / file).write_text(json.dumps(settings | {"eos_token_id": 78}))
     with pytest.raises(InputError, match="neither a BOS nor an EOS"):
@@ -307,7 +286,7 @@ def test_eos_is_the_prefix_of_a_model_without_bos(copy):
     for file in ("config.json", "generation_config.json"):
         settings = json.loads((copy / file).read_text()) | {"bos_token_id": None}
         (copy / file).write_text(json.dumps(settings))
-    assert local_model(copy, "no bos").prefix == 1
+    assert local_model(copy, "no bos").loaded.special.prefix == 1
 
 
 def test_the_folders_sampling_settings_do_not_change_what_is_written(model, copy):

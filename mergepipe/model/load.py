@@ -1,31 +1,54 @@
-"""A checkpoint folder as a `LocalModel`: no code from it is run, nothing is downloaded."""
+"""A checkpoint folder, or weights in memory, as a `LocalModel`.
+
+No code from a folder is run, and nothing is downloaded.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import torch
 import transformers
 from safetensors import SafetensorError
-from tokenizers import Tokenizer
+from torch import Tensor
 
 from mergepipe.errors import InputError, Problem
+from mergepipe.model.causal import CAUSAL
+from mergepipe.model.classifier import CLASSIFIER
+from mergepipe.model.companions import Companions, companions_of
+from mergepipe.model.fingerprint import fingerprint_of, weight_digests
+from mergepipe.model.loaded import Family, Loaded, Special
 from mergepipe.model.local import LocalModel
+from mergepipe.model.masked import MASKED
+from mergepipe.model.seq2seq import SEQ2SEQ
+from mergepipe.model.special import read_special, read_tokenizer
 
-__all__ = ["local_model"]
+__all__ = ["local_model", "model_of_tensors"]
 
 _MAX_LENGTH_NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length")
 _MAX_LENGTH = 2048  # tokens, where the model's config names no limit
+_FAMILIES: Mapping[str, Family] = MappingProxyType(
+    {
+        "ForSequenceClassification": CLASSIFIER,
+        "ForMaskedLM": MASKED,
+        "ForPreTraining": MASKED,  # a masked model that also told next sentences
+    }
+)
+_FAULTS = (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError)
 _transformers: Any = transformers  # half of it is untyped
 
 
 def local_model(
     path: Path, name: str, *, dtype: str = "float32", device: str = "cpu"
 ) -> LocalModel:
-    """Load the causal language model of a checkpoint folder: config, weights and tokenizer.
+    """Load the model of a checkpoint folder: config, weights and tokenizer.
+
+    What it is for follows from the architecture that its config names: a causal or masked language
+    model, an encoder-decoder or a classifier. `dtype` is torch's name for a float type.
 
     Raises
     ------
@@ -33,80 +56,121 @@ def local_model(
         if a file is missing or broken, or the weights do not fill the model.
 
     """
-    if not (path / "config.json").is_file():
-        raise InputError(Problem(str(path), "holds no config.json, so no model to ask"))
-    with _quiet():
-        tokenizer = _tokenizer(path)
-        prefix, ends = _special_ids(path, tokenizer)
-        module = _module(path, dtype).to(device)
-    config = module.config.get_text_config()
-    limits = (getattr(config, key, None) for key in _MAX_LENGTH_NAMES)
-    max_length = next((limit for limit in limits if isinstance(limit, int)), _MAX_LENGTH)
-    return LocalModel(name, module, tokenizer, prefix, ends, max_length)
-
-
-def _module(path: Path, dtype: str) -> Any:
-    try:
-        module, loading = _transformers.AutoModelForCausalLM.from_pretrained(
+    companions = companions_of(path)
+    fingerprint = fingerprint_of(companions, dtype, weight_digests(path))
+    with _quiet(), _loading(str(path)):
+        config = _transformers.AutoConfig.from_pretrained(
+            path, local_files_only=True, trust_remote_code=False
+        )
+        found = getattr(_transformers, _family(config).auto).from_pretrained(
             path,
             dtype=dtype,
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise InputError(Problem(str(path), f"cannot be loaded: {error}")) from error
+    return _asked(name, _whole(found, str(path)), companions, fingerprint, device)
+
+
+def model_of_tensors(
+    tensors: Mapping[str, Tensor],
+    folder: Path,
+    name: str,
+    made_of: object,
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
+) -> LocalModel:
+    """Make a model of the tensors of a checkpoint, which need be in no file.
+
+    It is what `local_model` makes of a folder with these tensors beside the files of `folder`.
+    Those that are on the device and of the dtype become its parameters as they are, not copies.
+    `made_of` is JSON that tells these tensors from others, for the fingerprint.
+
+    Raises
+    ------
+    InputError
+        if the configuration is not understood, or the tensors do not fill the model.
+
+    """
+    companions = companions_of(folder, name)
+    fingerprint = fingerprint_of(companions, dtype, made_of)
+    with _quiet(), _loading(name):
+        settings = dict(companions.settings)
+        kind = settings.get("model_type")
+        if kind not in _transformers.CONFIG_MAPPING:
+            raise InputError(Problem(name, f"no architecture for model_type {kind!r}"))
+        config = _transformers.CONFIG_MAPPING[kind].from_dict(settings)
+        with torch.device("meta"):
+            model_class = type(getattr(_transformers, _family(config).auto).from_config(config))
+        found = model_class.from_pretrained(
+            None, config=config, state_dict=dict(tensors), dtype=dtype, output_loading_info=True
+        )
+    return _asked(name, _whole(found, name), companions, fingerprint, device)
+
+
+def _family(config: Any) -> Family:
+    """Tell what a model is for by the architecture that its configuration names."""
+    for architecture in config.architectures or ():
+        for ending, family in _FAMILIES.items():
+            if architecture.endswith(ending):
+                return family
+    return SEQ2SEQ if config.is_encoder_decoder else CAUSAL
+
+
+def _whole(found: tuple[Any, Mapping[str, Any]], where: str) -> Any:
+    """Give the module, if every parameter has a tensor: transformers would draw the others."""
+    module, loading = found
     absent = sorted(map(str, loading["missing_keys"] or loading["mismatched_keys"]))
-    if absent:  # transformers would go on with random weights
-        raise InputError(Problem(str(path), f"no tensor of the right shape for {absent[0]}"))
-    # Else the folder's own sampling settings would mix with what is asked for.
-    module.generation_config = _transformers.GenerationConfig()
+    if absent:
+        raise InputError(Problem(where, f"no tensor of the right shape for {absent[0]}"))
     return module
 
 
-def _tokenizer(path: Path) -> Tokenizer:
-    """Read `tokenizer.json` as it is: AutoTokenizer may rebuild it by class and change ids."""
-    file = path / "tokenizer.json"
+def _asked(
+    name: str, module: Any, companions: Companions, fingerprint: str, device: str
+) -> LocalModel:
+    family = _family(module.config)
+    # Else the folder's own sampling settings would mix with what is asked for.
+    module.generation_config = _transformers.GenerationConfig()
+    with _quiet():
+        tokenizer = read_tokenizer(companions)
+    special = read_special(companions, tokenizer)
+    _check(family, special, companions.where)
+    if getattr(module.config.get_text_config(), "pad_token_id", None) is None:
+        module.config.pad_token_id = special.pad  # by which classifiers find the last token
+    loaded = Loaded(
+        name, module.to(device), tokenizer, special, _max_length(module), companions.template
+    )
+    return LocalModel(name, fingerprint, family, loaded)
+
+
+def _check(family: Family, special: Special, where: str) -> None:
+    """Refuse a tokenizer without the tokens that models of this kind need."""
+    if family is CAUSAL and special.prefix is None:
+        raise InputError(Problem(where, "its tokenizer has neither a BOS nor an EOS token"))
+    if family is MASKED and special.mask is None:
+        raise InputError(Problem(where, "its tokenizer has no mask token"))
+    if family is SEQ2SEQ and not special.start:
+        raise InputError(Problem(where, "its config names no decoder_start_token_id"))
+
+
+def _max_length(module: Any) -> int:
+    config = module.config.get_text_config()
+    limits = (getattr(config, key, None) for key in _MAX_LENGTH_NAMES)
+    limit = next((limit for limit in limits if isinstance(limit, int)), _MAX_LENGTH)
+    # RoBERTa counts positions from the one after the padding's.
+    tables = (one for key, one in module.named_modules() if key.endswith("position_embeddings"))
+    unused = (one.padding_idx for one in tables if getattr(one, "padding_idx", None) is not None)
+    return limit - next((first + 1 for first in unused if first), 0)
+
+
+@contextmanager
+def _loading(where: str) -> Iterator[None]:
     try:
-        if file.is_file():
-            tokenizer = Tokenizer.from_file(str(file))
-        else:
-            loaded = _transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
-            tokenizer = loaded.backend_tokenizer
-    except Exception as error:  # tokenizers raises the bare class
-        raise InputError(Problem(str(path), f"has no usable tokenizer: {error}")) from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
-def _special_ids(path: Path, tokenizer: Tokenizer) -> tuple[int, frozenset[int]]:
-    """Find the prefix token, and the tokens that end a text.
-
-    Ids that the tokenizer does not hold as special tokens are defaults of some config class.
-    """
-    special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-    found: dict[str, list[int]] = {"bos": [], "eos": []}
-    for file in ("tokenizer_config.json", "generation_config.json", "config.json"):
-        settings = _read_json(path / file)
-        for role in found:
-            token, listed = settings.get(f"{role}_token"), settings.get(f"{role}_token_id")
-            content = token.get("content") if isinstance(token, dict) else token
-            named = tokenizer.token_to_id(content) if isinstance(content, str) else None
-            listed = listed if isinstance(listed, list) else [listed]
-            found[role] += [i for i in listed if i in special] if named is None else [named]
-    prefixes = found["bos"] or found["eos"]
-    if not prefixes:
-        raise InputError(Problem(str(path), "its tokenizer has neither a BOS nor an EOS token"))
-    return prefixes[0], frozenset(found["eos"])
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        settings = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise InputError(Problem(str(path), f"not JSON: {error}")) from error
-    return settings if isinstance(settings, dict) else {}
+        yield
+    except _FAULTS as error:
+        raise InputError(Problem(where, f"cannot be loaded: {error}")) from error
 
 
 @contextmanager

@@ -1,0 +1,52 @@
+"""The scores of texts: from their echoes, windows, and where nothing was asked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from mergepipe.model import Score
+from mergepipe.model.api_answers import Echo
+from mergepipe.model.api_faults import Failure
+
+__all__ = ["filled", "scored_from", "summed", "windows"]
+
+_NOTHING = Score(0.0, 0, 0, greedy=True)
+
+
+def scored_from(echo: Echo, start: int, size: int) -> Score | Failure:
+    """Score the tokens from index `start` on, `size` bytes of text."""
+    score = echo.score(start, size)
+    return score or Failure("stop", "the first scored token has no probability")
+
+
+def filled(found: Sequence[Score | None], empty: Sequence[bool]) -> list[Score | None]:
+    """Put the scores of nothing where there was nothing to ask."""
+    scores = iter(found)
+    return [_NOTHING if nothing else next(scores) for nothing in empty]
+
+
+def summed(
+    found: Sequence[Score | None], counts: Sequence[int], texts: Sequence[str]
+) -> list[Score | None]:
+    """Add up each text's windows."""
+    scores = iter(found)
+    sums: list[Score | None] = []
+    for count, text in zip(counts, texts, strict=True):
+        mine = [next(scores) for _ in range(count)]
+        parts = [score for score in mine if score is not None]
+        logprob, tokens = math.fsum(p.logprob for p in parts), sum(p.tokens for p in parts)
+        whole = Score(logprob, tokens, len(text.encode()), all(p.greedy for p in parts))
+        sums.append(whole if len(parts) == count else None)
+    return sums
+
+
+def windows(led: list[int], limit: int) -> Iterator[tuple[list[int], int]]:
+    """Windows of a text's ids after its prefix: each the ids, and how many of the last are scored.
+
+    >>> list(windows([0, 1, 2, 3, 4, 5], limit=3))
+    [([0, 1, 2, 3], 3), ([2, 3, 4, 5], 2)]
+    """
+    for start in range(0, len(led) - 1, limit):
+        end = min(start + limit, len(led) - 1)
+        yield led[end - limit if start else 0 : end + 1], end - start

@@ -1,0 +1,187 @@
+"""Models that the user names, scored without a recipe."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+
+from mergepipe.checkpoint import ModelSource, open_checkpoint
+from mergepipe.errors import InputError, Problem, Problems
+from mergepipe.evaluate import Evaluation
+from mergepipe.model import Model
+from mergepipe.pipeline.late import LateModel
+from mergepipe.pipeline.preparing import find_evaluations
+from mergepipe.recipe import EvaluateFields, evaluation_spec
+
+__all__ = ["NamedModel", "ask_models", "name_models", "read_uses"]
+
+_LABELLED = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_.-]*)=(.+)", re.DOTALL)
+_HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+?)(?:@([\w./-]+))?")
+_API = "api:"
+_PAIR = re.compile(r"\s*([A-Za-z_]\w*)\s*=(.*)", re.DOTALL)
+_CLOSING = {"[": "]", "{": "}", '"': '"', "'": "'"}
+
+
+@dataclass(frozen=True, slots=True)
+class NamedModel:
+    """A model of the command line, not loaded: a folder, or a server and the model's name there."""
+
+    label: str
+    folder: Path | None = None
+    base_url: str = ""
+    model: str = ""
+
+
+def name_models(texts: Sequence[str], *, local_files_only: bool = False) -> tuple[NamedModel, ...]:
+    """Read `folder`, `org/name@revision` or `api:URL#MODEL`, each maybe after `label=`.
+
+    A model on the hub is fetched into its cache.
+
+    Raises
+    ------
+    InputError
+        naming each that cannot be used, and models of one label.
+
+    """
+    problems = Problems()
+    found: dict[str, NamedModel] = {}
+    for text in texts:
+        named = _LABELLED.fullmatch(text)
+        label, place = named.groups() if named else ("", text)
+        model = _api(label, place, problems) if place.startswith(_API) else None
+        if not place.startswith(_API):
+            model = _folder(label, place, problems, local_only=local_files_only)
+        if model is not None and model.label in found:
+            what = f"two models are named '{model.label}'"
+            problems.add(text, what, f"give it a label: other={place}")
+        elif model is not None:
+            found[model.label] = model
+    problems.raise_any()
+    return tuple(found.values())
+
+
+def _api(label: str, text: str, problems: Problems) -> NamedModel | None:
+    url, _, model = text.removeprefix(_API).partition("#")
+    if not re.match(r"https?://", url) or not model:
+        problems.add(text, "is no model of a server", "write api:http://HOST/v1#MODEL")
+        return None
+    return NamedModel(label or model.rpartition("/")[2], base_url=url, model=model)
+
+
+def _folder(label: str, text: str, problems: Problems, *, local_only: bool) -> NamedModel | None:
+    path = Path(os.path.expanduser(text))  # noqa: PTH111 (which never raises)
+    hub = None if path.exists() else _HUB_NAME.fullmatch(text)
+    name = label or (hub[1].rpartition("/")[2] if hub else path.resolve().name)
+    at, revision = (None, None) if hub is None else (hub[1], hub[2])
+    source = ModelSource(name, path if hub is None else None, at, revision, None)
+    checkpoint = open_checkpoint(source, problems, local_files_only=local_only)
+    if checkpoint is None:
+        return None
+    if checkpoint.is_bare:
+        problems.add(text, "weights alone, without configuration and tokenizer, cannot be asked")
+        return None
+    return NamedModel(name, checkpoint.folder)
+
+
+def ask_models(
+    models: Sequence[NamedModel],
+    *,
+    dtype: str,
+    device: str,
+    notice: Callable[[str], None],
+) -> Iterator[Model]:
+    """Give the models one after the other; only one is in memory.
+
+    Raises
+    ------
+    InputError
+        before the first is given, if a server's address is refused.
+
+    """
+    asked = [_model(model, dtype, device) for model in models]  # nothing is loaded or sent yet
+    while asked:
+        model = asked.pop(0)
+        notice(model.name)
+        yield model
+        del model
+
+
+def _model(model: NamedModel, dtype: str, device: str) -> Model:
+    if model.folder is not None:
+        return LateModel(model.folder, model.label, dtype=dtype, device=device)
+    from mergepipe.model.api import api_model
+
+    return api_model(model.base_url, model.model, name=model.label)
+
+
+def read_uses(texts: Sequence[str], folder: Path) -> tuple[Evaluation, ...]:
+    """Read evaluations of the form `NAME` or `NAME:parameter=value,parameter=value`.
+
+    Values are as in recipes: `limit=50`, `stop=[a, "b,c"]`; paths are relative to `folder`.
+
+    Raises
+    ------
+    InputError
+        naming each that is wrong.
+
+    """
+    problems = Problems()
+    specs = []
+    for text in texts:
+        place = f"--use {text}"
+        name, _, rest = text.partition(":")
+        try:
+            fields = EvaluateFields.model_validate({"use": name, **_parameters(rest)})
+        except ValidationError as error:
+            for item in error.errors(include_url=False):
+                problems.add(place, f"{'.'.join(map(str, item['loc']))}: {item['msg']}")
+        except InputError as error:
+            problems.add(place, str(error))
+        else:
+            specs.append(evaluation_spec(fields, place))
+    found = find_evaluations(specs, folder, problems)
+    problems.raise_any()
+    twice = [one.name for at, one in enumerate(found) if one.name in {f.name for f in found[:at]}]
+    if twice:
+        fix = f"give each its own name: --use {twice[0]}:name=first,..."
+        raise InputError(Problem("--use", f"two evaluations are named '{twice[0]}'", fix))
+    return found
+
+
+def _parameters(text: str) -> Mapping[str, object]:
+    found = {}
+    for part in _parts(text):
+        pair = _PAIR.fullmatch(part)
+        if pair is None:
+            raise InputError(f"'{part}' is not parameter=value")
+        if pair[1] in found:
+            raise InputError(f"'{pair[1]}' is given twice")
+        try:
+            found[pair[1]] = yaml.safe_load(pair[2])
+        except yaml.YAMLError as error:
+            raise InputError(f"'{part}' has no value that YAML can read") from error
+    return found
+
+
+def _parts(text: str) -> list[str]:
+    """Cut at commas that are not inside brackets or quotes.
+
+    >>> _parts('a=1,b=[x, "y,z"]')
+    ['a=1', 'b=[x, "y,z"]']
+    """
+    parts, open_, start = [], "", 0
+    for at, char in enumerate(text):
+        if open_ and char == _CLOSING[open_[-1]]:
+            open_ = open_[:-1]
+        elif char in _CLOSING and open_[-1:] not in {'"', "'"}:
+            open_ += char
+        elif char == "," and not open_:
+            parts.append(text[start:at])
+            start = at + 1
+    return [*parts, text[start:]] if text else []
