@@ -5,24 +5,29 @@
 over the texts x of a JSON Lines file, each after the model's prefix token; bytes are those of the
 text in UTF-8. Every byte has the same weight: it is not the mean over texts. A text longer than
 the model's limit is scored in disjoint windows. A model that gives each byte 1/256 needs 8.
+
+`byte_perplexity` is 2 to that; `word_perplexity` is e to the nats per word, with words as
+lm-evaluation-harness counts them: the pieces between runs of white space, empty ones too.
 """
 
 from __future__ import annotations
 
 import math
+import re
 
-from pydantic import BaseModel, PositiveInt, model_validator
+from pydantic import BaseModel, model_validator
 
-from mergepipe.evaluate import DataFile, Item, Metric, Result, read_jsonl
-from mergepipe.model import Model
+from mergepipe.evaluate import Context, DataFile, Item, Result, ratio, read_jsonl
+from mergepipe.model import Ability, Model
+
+NEEDS: frozenset[Ability] = frozenset({"rolling"})
 
 
 class Parameters(BaseModel, frozen=True, extra="forbid", strict=True):
-    """`data` holds one text a line, in `field`; the first `limit` lines are used."""
+    """`data` holds one text a line, in `field`."""
 
     data: DataFile
     field: str = "text"
-    limit: PositiveInt | None = None
 
     @model_validator(mode="after")
     def _data_has_text(self) -> Parameters:
@@ -33,19 +38,32 @@ class Parameters(BaseModel, frozen=True, extra="forbid", strict=True):
 
 def read_texts(parameters: Parameters) -> dict[str, str]:
     """Read the texts by line number."""
-    records = read_jsonl(parameters.data, {parameters.field: str}, parameters.limit)
+    records = read_jsonl(parameters.data, {parameters.field: str})
     return {str(line): record[parameters.field] for line, record in records.items()}
 
 
-def evaluate(model: Model, parameters: Parameters) -> Result:
-    """Score every text; items are the lines, with their nats and bytes."""
-    texts = read_texts(parameters)
-    scores = model.loglikelihood_rolling(list(texts.values()))
-    nats = -math.fsum(score.logprob for score in scores)
-    bits_per_byte = nats / (math.log(2) * sum(score.bytes for score in scores))
+def evaluate(model: Model, context: Context[Parameters]) -> Result:
+    """Score every text; items are the lines, with their nats, bytes and words."""
+    texts = context.choose(read_texts(context.parameters))
+    scores = context.ask(model.loglikelihood_rolling, list(texts.values()))
     items = tuple(
-        Item(line, {"nats": abs(score.logprob), "bytes": score.bytes})
-        for line, score in zip(texts, scores, strict=True)
+        Item(line, {"nats": abs(score.logprob), "bytes": score.bytes, "words": count_words(text)})
+        for (line, text), score in zip(texts.items(), scores, strict=True)
     )
-    metric = Metric(bits_per_byte, higher_is_better=False, n=len(items), unit="bits/byte")
-    return Result({"bits_per_byte": metric}, items)
+    bits = ratio(items, "nats", "bytes", scale=1 / math.log(2), unit="bits/byte")
+    perplexities = {
+        f"{of}_perplexity": ratio(items, "nats", f"{of}s", exponential=True, unit="perplexity")
+        for of in ("byte", "word")
+    }
+    # Of texts without spaces the second is beyond any float.
+    finite = {name: one for name, one in perplexities.items() if math.isfinite(one.value)}
+    return Result({"bits_per_byte": bits, **finite}, items)
+
+
+def count_words(text: str) -> int:
+    r"""Count the pieces of a text between runs of white space.
+
+    >>> count_words("a bc\n")
+    3
+    """
+    return len(re.split(r"\s+", text))

@@ -17,9 +17,18 @@ from typing import Any
 from mergepipe.digest import digest_of
 from mergepipe.errors import InputError, Problem
 
-__all__ = ["FORMAT", "MANIFEST_FILE", "Manifest", "Part", "manifest_bytes", "read_manifest"]
+__all__ = [
+    "FORMAT",
+    "MANIFEST_FILE",
+    "RESULTS_FILE",
+    "Manifest",
+    "Part",
+    "manifest_bytes",
+    "read_manifest",
+]
 
 MANIFEST_FILE = "mergepipe.json"
+RESULTS_FILE = "results.jsonl"  # scores, written beside a checkpoint once it is whole
 FORMAT = 1
 _MOST_BYTES = 1_000_000_000
 _SEAL = "blake3"

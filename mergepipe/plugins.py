@@ -1,6 +1,7 @@
-"""Merge methods from a file that the user names on the command line, never from a recipe.
+"""Merge methods and evaluators from files named on the command line, never from a recipe.
 
-A plugin is a Python file. It may hold a `METHOD`, as the files in `mergepipe/methods/` do, which
+A plugin is a Python file. It may be an evaluator (see `mergepipe.evaluate`), found by the name of
+the file. It may hold a `METHOD`, as the files in `mergepipe/methods/` do, which
 is then called after the file; or functions written for mergekit's `merge_method`: of 0.1.4, over
 `tensors: List[torch.Tensor]`, or of 0.1.5, over a `TensorBatch` or a `TensorGroup`. mergekit's
 see whole tensors, in fp32.
@@ -22,6 +23,7 @@ from blake3 import blake3
 from pydantic import Field, create_model
 
 from mergepipe.errors import InputError, Problem, printable
+from mergepipe.evaluate import install_evaluator, is_evaluator
 from mergepipe.method import Block, Method, Parameters, Target, install
 
 if TYPE_CHECKING:
@@ -33,39 +35,46 @@ _GIVEN = {"tensors", "base_tensor", "output_weight", "base_model"}  # by the cal
 
 
 def load_plugins(files: Sequence[Path]) -> dict[str, str]:
-    """Run each file and install the methods in it; the digest of each file, by its name.
+    """Run each file and install what is in it; the digest of each file, by its name.
 
     Raises
     ------
     InputError
-        if a file cannot be run, holds no method, or one with the name of another.
+        if a file cannot be run, holds neither method nor evaluator, or one with the name of
+        another.
 
     """
     digests = {}
     for file in files:
         try:
             digests[file.name] = f"blake3:{blake3(file.read_bytes()).hexdigest()}"
-            methods = _methods(file)
+            methods, evaluates = _found(file)
         except InputError:
             raise
         except Exception as error:  # whatever the user's code raises
             what = f"cannot be loaded: {type(error).__name__}: {printable(error, 300)}"
             raise InputError(Problem(str(file), what, "correct the plugin")) from error
-        if not methods:
-            what = "holds no merge method"
-            fix = "define METHOD, or a function under mergekit's @merge_method"
+        if not methods and not evaluates:
+            what = "holds no merge method and no evaluator"
+            fix = "define METHOD, or Parameters and evaluate, or use mergekit's @merge_method"
             raise InputError(Problem(str(file), what, fix))
         for method in methods:
             install(method)
     return digests
 
 
-def _methods(file: Path) -> list[Method[Any, Any]]:
+def _found(file: Path) -> tuple[list[Method[Any, Any]], bool]:
+    """Give the methods of a file, and whether it is an evaluator, which is then installed."""
     if "mergekit" not in file.read_text(encoding="utf-8"):
-        return list(_own(_run(file), file))
-    with _mergekit() as found:
         module = _run(file)
-    return [*found(module), *_own(module, file)]
+        methods = list(_own(module, file))
+    else:
+        with _mergekit() as found:
+            module = _run(file)
+        methods = [*found(module), *_own(module, file)]
+    if is_evaluator(module):
+        install_evaluator(file.stem, module)
+    return methods, is_evaluator(module)
 
 
 def _run(file: Path) -> ModuleType:

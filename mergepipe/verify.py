@@ -12,7 +12,7 @@ from mergepipe.checkpoint.folder import read_file
 from mergepipe.checkpoint.tensors import Stored
 from mergepipe.digest import Span, digest_header, digest_spans
 from mergepipe.errors import Problem, Problems
-from mergepipe.manifest import MANIFEST_FILE, Manifest, Part, read_manifest
+from mergepipe.manifest import MANIFEST_FILE, RESULTS_FILE, Manifest, Part, read_manifest
 
 __all__ = ["Verdict", "verify"]
 
@@ -127,7 +127,7 @@ class _Work:
 
     def extra(self) -> tuple[str, ...]:
         """Give the files that the manifest does not name; weights among them are differences."""
-        known = {*self.manifest.files, *self.manifest.shards, MANIFEST_FILE}
+        known = {*self.manifest.files, *self.manifest.shards, MANIFEST_FILE, RESULTS_FILE}
         paths = (path for path in self.folder.rglob("*") if path.is_symlink() or path.is_file())
         names = sorted(str(path.relative_to(self.folder)) for path in paths)
         others = [name for name in names if name not in known]

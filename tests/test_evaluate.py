@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from mergepipe.evaluate import (
     score,
     table,
 )
-from mergepipe.model import Generation
+from mergepipe.model import Generation, Usage
 from mergepipe.model.load import local_model
 
 TEXTS = ["the quick brown fox", "", "größer als 🦊" * 5, "x"]
@@ -90,8 +90,9 @@ def parse(folder, use, **parameters):
 def run(model, folder, use, **parameters):
     evaluation, problems = parse(folder, use, **parameters)
     assert problems == []
-    [row] = score([model], [evaluation])
-    return row
+    scores = score([model], [evaluation])
+    assert scores.failures == ()
+    return scores.rows[0]
 
 
 # Finding an evaluator
@@ -114,7 +115,7 @@ PLUGIN = '''"""Counts."""
 from pydantic import BaseModel
 from mergepipe.evaluate import Metric, Result
 class Parameters(BaseModel, frozen=True, extra="forbid", strict=True): ...
-def evaluate(model, parameters): return Result({"count": Metric(7, True, 1, "things")}, ())
+def evaluate(model, context): return Result({"count": Metric(7, True, 1, "things")}, ())
 '''
 
 
@@ -160,7 +161,7 @@ def test_an_entry_point_that_cannot_be_imported_is_named(install):
 
 
 def test_paths_are_relative_to_the_recipe(data):
-    evaluation, problems = parse(data, "bits_per_byte", data="./texts.jsonl", limit=2)
+    evaluation, problems = parse(data, "bits_per_byte", data="./texts.jsonl")
     assert problems == []
     assert evaluation.parameters.data == data / "texts.jsonl"
 
@@ -171,8 +172,8 @@ FAULTS = [
     (BITS, {}, "parameter 'data' is missing"),
     (BITS, {"data": "no.jsonl"}, "data: there is no file"),
     (BITS, {"data": 3}, "data: "),
-    (BITS, {"data": "texts.jsonl", "limit": "5"}, "limit: must be a valid integer, got '5'"),
-    (BITS, {"data": "texts.jsonl", "limit": 0}, "limit: must be greater than 0, got 0"),
+    (BITS, {"data": "texts.jsonl", "field": 5}, "field: must be a valid string, got 5"),
+    (EXACT, {"data": "sums.jsonl", "max_tokens": 0}, "max_tokens: must be greater than 0, got 0"),
     (EXACT, {"data": "sums.jsonl", "extract": "("}, "extract: must be a valid regular expression"),
     (EXACT, {"data": "sums.jsonl", "stop": [""]}, "stop.0: "),
     (EXACT, {"data": "sums.jsonl", "stop": [1]}, "stop.0: must be a valid string, got 1"),
@@ -188,7 +189,7 @@ def test_a_wrong_parameter_is_a_problem_at_the_recipes_line(data, use, parameter
 
 
 def test_all_faults_of_an_entry_are_told_at_once(data):
-    _, problems = parse(data, "bits_per_byte", dta="texts.jsonl", limit=-1)
+    _, problems = parse(data, "bits_per_byte", dta="texts.jsonl", field=1)
     assert len(problems) == 3
 
 
@@ -306,6 +307,9 @@ class Parrot:
 
     name: str
     says: str
+    fingerprint: str = ""
+    abilities: frozenset = frozenset({"generate"})
+    usage: Usage = field(default_factory=Usage)
 
     def loglikelihood(self, requests):
         raise NotImplementedError
@@ -412,11 +416,12 @@ def test_names_cannot_style_or_break_the_table():
 
 def test_results_are_one_json_object_a_row_with_every_item(uniform, model, data):
     evaluation, _ = parse(data, "bits_per_byte", data="texts.jsonl")
-    lines = results_jsonl(score([uniform, model], [evaluation])).splitlines()
-    first, second = map(json.loads, lines)
+    lines = map(json.loads, results_jsonl(score([uniform, model], [evaluation]).rows).splitlines())
+    first, second = (line for line in lines if line["metric"] == "bits_per_byte")
     assert (first["model"], second["model"]) == (uniform.name, model.name)
     assert first["value"] == pytest.approx(math.log2(VOCABULARY))
-    assert first["items"]["4"] == {"nats": pytest.approx(math.log(VOCABULARY)), "bytes": 1}
+    nats = pytest.approx(math.log(VOCABULARY))
+    assert first["items"]["4"] == {"nats": nats, "bytes": 1, "words": 1}
 
 
 def test_a_score_that_is_not_a_number_is_null_in_json():
@@ -432,7 +437,7 @@ def test_models_are_asked_one_at_a_time(data):
             alive.append(name)
             yield Parrot(name, "2")
 
-    assert [r.model for r in score(load(), [evaluation])] == alive == ["a", "b"]
+    assert [r.model for r in score(load(), [evaluation]).rows] == alive == ["a", "b"]
 
 
 def test_two_evaluations_or_models_of_one_name_are_refused(data):
@@ -461,7 +466,8 @@ REPOSITORY = Path(__file__).parent.parent
 
 def test_evaluators_are_found_without_loading_torch():
     names, loaded = evaluators_of_a_fresh_python(REPOSITORY)
-    assert "'bits_per_byte', 'exact_match'" in names
+    assert "'bits_per_byte'" in names
+    assert "'exact_match'" in names
     assert loaded == "[]"
 
 

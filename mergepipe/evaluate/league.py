@@ -21,10 +21,13 @@ def league(rows: Sequence[ScoreRow], inputs: Collection[str]) -> tuple[ScoreRow,
     """
     mains = {(row.model, row.evaluation): row for row in reversed(rows)}
     evaluations = tuple(dict.fromkeys(row.evaluation for row in rows))
-    best = {name: _best([mains[label, name] for label in inputs]) for name in evaluations}
+    best = {
+        name: _best([mains[label, name] for label in inputs if (label, name) in mains])
+        for name in evaluations
+    }
     models = tuple(dict.fromkeys(row.model for row in rows))
     kept = {
-        model: fmean(_share(mains[model, name], best[name]) for name in evaluations)
+        model: fmean(_share(mains.get((model, name)), best[name]) for name in evaluations)
         for model in models
     }
     merges = sorted(
@@ -43,11 +46,13 @@ def league(rows: Sequence[ScoreRow], inputs: Collection[str]) -> tuple[ScoreRow,
 
 def _best(rows: Sequence[ScoreRow]) -> float:
     values = [row.value for row in rows if math.isfinite(row.value)]
-    choose = max if rows[0].higher_is_better else min
+    choose = max if any(row.higher_is_better for row in rows) else min
     return choose(values, default=math.nan)
 
 
-def _share(row: ScoreRow, best: float) -> float:
+def _share(row: ScoreRow | None, best: float) -> float:
+    if row is None:  # its evaluation failed
+        return math.nan
     above, below = (row.value, best) if row.higher_is_better else (best, row.value)
     return above / below if below else 1.0 if above == below else math.nan
 

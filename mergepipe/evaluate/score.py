@@ -1,31 +1,18 @@
-"""Evaluations, checked before any model is loaded; the scores of models on them."""
+"""The scores of models on evaluations."""
 
 from __future__ import annotations
 
-import json
-import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel, ValidationError
-
-from mergepipe.errors import InputError, Problems, did_you_mean, printable
-from mergepipe.evaluate.evaluator import Evaluator, Item, find_evaluator
+from mergepipe.errors import EnvironmentFault, InputError, MergepipeError
+from mergepipe.evaluate.evaluation import Evaluation
+from mergepipe.evaluate.result import Formula, Item, Result, Unscored
+from mergepipe.evaluate.running import Failure, Settings, evaluated
 from mergepipe.model import Model
 
-__all__ = ["Evaluation", "ScoreRow", "parse_evaluation", "results_jsonl", "score"]
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """An evaluator with its parameters, under the name that results are reported under."""
-
-    name: str
-    evaluator: Evaluator
-    parameters: BaseModel
+__all__ = ["ScoreRow", "Scores", "score"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,75 +28,65 @@ class ScoreRow:
     higher_is_better: bool
     n: int
     items: tuple[Item, ...]
+    stderr: float | None = None
+    formula: Formula | None = None
+    unscored: tuple[Unscored, ...] = ()
 
 
-def parse_evaluation(
-    use: str,
-    parameters: Mapping[str, Any],
-    *,
-    name: str,
-    base_dir: Path,
-    where: str,
-    problems: Problems,
-) -> Evaluation | None:
-    """Check an entry of `evaluate:`; what is wrong becomes problems, and the answer None.
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What came out, and what did not."""
 
-    Paths are relative to `base_dir`. Data files are read, so that a fault in line 7 is known now.
-    """
-    try:
-        evaluator = find_evaluator(use)
-        checked = evaluator.parameters.model_validate(
-            dict(parameters), context={"base_dir": base_dir}
-        )
-    except ValidationError as error:
-        for item in error.errors(include_url=False):
-            problems.add(where, f"{use}: {_fault(item, evaluator.parameters)}")
-    except InputError as error:
-        for problem in error.problems:
-            problems.add(problem.where or where, problem.what, problem.fix)
-    else:
-        return Evaluation(name, evaluator, checked)
-    return None
+    rows: tuple[ScoreRow, ...]
+    failures: tuple[Failure, ...] = ()
+
+    def error(self) -> MergepipeError | None:
+        """Give what to raise once the rows are safe: all failures; None if there are none."""
+        if not self.failures:
+            return None
+        elsewhere = all(one.exit_status == EnvironmentFault.exit_status for one in self.failures)
+        kind = EnvironmentFault if elsewhere else InputError
+        return kind(*(one.problem for one in self.failures))
 
 
-def _fault(item: Any, parameters: type[BaseModel]) -> str:
-    """Say what pydantic found in the field's words."""
-    field = ".".join(map(str, item["loc"]))
-    if item["type"] == "extra_forbidden":
-        return f"unknown parameter '{field}'{did_you_mean(field, parameters.model_fields)}"
-    if item["type"] == "missing":
-        return f"parameter '{field}' is missing"
-    if item["type"] == "value_error":
-        return f"{field}: {item['ctx']['error']}" if field else str(item["ctx"]["error"])
-    message = item["msg"].replace("Input should be", "must be")
-    return f"{field}: {message}, got {printable(repr(item['input']), 60)}"
-
-
-def score(models: Iterable[Model], evaluations: Sequence[Evaluation]) -> tuple[ScoreRow, ...]:
+def score(
+    models: Iterable[Model], evaluations: Sequence[Evaluation], settings: Settings | None = None
+) -> Scores:
     """Score each model on each evaluation, model by model: only one need be in memory.
+
+    An evaluation that fails does not keep the others from being made.
 
     Raises
     ------
     InputError
         if two evaluations, or two models, have one name.
+    EnvironmentFault
+        if the cache is damaged.
 
     """
     for name, count in Counter(evaluation.name for evaluation in evaluations).items():
         if count > 1:
             raise InputError(f"two evaluations are named '{name}' (give each its own `name`)")
-    rows: dict[str, list[ScoreRow]] = {}
+    rows: list[ScoreRow] = []
+    failures: list[Failure] = []
+    seen: set[str] = set()
     for model in models:
-        if model.name in rows:
+        if model.name in seen:
             raise InputError(f"two models are named '{model.name}'")
-        rows[model.name] = [row for evaluation in evaluations for row in _rows(model, evaluation)]
-    return tuple(row for of_model in rows.values() for row in of_model)
+        seen.add(model.name)
+        for evaluation in evaluations:
+            found = evaluated(model, evaluation, settings or Settings())
+            if isinstance(found, Failure):
+                failures.append(found)
+            else:
+                rows += _rows(model.name, evaluation, found)
+    return Scores(tuple(rows), tuple(failures))
 
 
-def _rows(model: Model, evaluation: Evaluation) -> Iterator[ScoreRow]:
-    result = evaluation.evaluator.evaluate(model, evaluation.parameters)
+def _rows(model: str, evaluation: Evaluation, result: Result) -> Iterator[ScoreRow]:
     for name, metric in result.metrics.items():
         yield ScoreRow(
-            model=model.name,
+            model=model,
             evaluation=evaluation.name,
             evaluator=evaluation.evaluator.name,
             metric=name,
@@ -118,30 +95,7 @@ def _rows(model: Model, evaluation: Evaluation) -> Iterator[ScoreRow]:
             higher_is_better=metric.higher_is_better,
             n=metric.n,
             items=result.items,
+            stderr=metric.stderr,
+            formula=metric.formula,
+            unscored=result.unscored,
         )
-
-
-def results_jsonl(rows: Iterable[ScoreRow]) -> str:
-    """Give the rows as JSON Lines, with the values of every item; NaN and infinity become null."""
-    return "".join(json.dumps(_plain(row), allow_nan=False) + "\n" for row in rows)
-
-
-def _plain(row: ScoreRow) -> dict[str, object]:
-    return {
-        "model": row.model,
-        "evaluation": row.evaluation,
-        "evaluator": row.evaluator,
-        "metric": row.metric,
-        "value": _finite(row.value),
-        "unit": row.unit,
-        "higher_is_better": row.higher_is_better,
-        "n": row.n,
-        "items": {
-            item.id: {name: _finite(value) for name, value in item.values.items()}
-            for item in row.items
-        },
-    }
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
