@@ -117,7 +117,6 @@ SURPRISES = {
         {"models": [{"model": "a", "parameters": {"weight": [0, 1], "density": 0.5}}]},
         "take the gradient's first value, 0",
     ),
-    "a union of vocabularies": ({"tokenizer_source": "union"}, "must be the same"),
 }
 
 

@@ -13,6 +13,7 @@ import yaml
 from checkpoints import edit_json, llama, write_safetensors
 from families import FAMILIES
 from merges import FILE, NORM, digests, tensors
+from worded import ids_of, worded
 
 from mergepipe.errors import InputError
 from mergepipe.pipeline import merge, prepare
@@ -44,6 +45,8 @@ def merged(folder, *arguments, out="out", **fields):
 
 def test_bytes_do_not_depend_on_the_hashes_of_words(folder):
     """mergekit takes configuration, tokenizer and order of words from a set of models."""
+    for seed, name in enumerate("abc"):
+        worded(folder / name, (f"<{name}>", "<both>"), seed=seed)
     file = write(folder, models=("c", "a", "b"), tokenizer_source="union")
     for seed in ("0", "1", "2"):
         subprocess.run(
@@ -54,7 +57,8 @@ def test_bytes_do_not_depend_on_the_hashes_of_words(folder):
         )
     assert digests(folder / "0") == digests(folder / "1") == digests(folder / "2")
     config = json.loads((folder / "0" / "config.json").read_text())
-    assert config == json.loads((folder / "c" / "config.json").read_text())
+    assert config == json.loads((folder / "c" / "config.json").read_text()) | {"vocab_size": 68}
+    assert list(ids_of(folder / "0"))[64:] == ["<c>", "<both>", "<a>", "<b>"]
 
 
 @pytest.mark.parametrize("method", ["dare_ties", "della", "arcee_fusion"])

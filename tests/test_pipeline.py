@@ -107,7 +107,8 @@ def test_the_result_and_its_inputs_are_scored_side_by_side(models):
     evaluate = [{"use": "bits_per_byte", "data": "texts.jsonl"}]
     prepared = planned(models, TASKS, evaluate=evaluate)
     told = []
-    rows = evaluate_result(prepared, merge(prepared), notice=told.append)
+    scores = evaluate_result(prepared, merge(prepared), notice=told.append)
+    rows = [row for row in scores.rows if row.metric == "bits_per_byte"]
     assert [row.model for row in rows] == ["base", "a", "b", "merged"]
     assert told == ["base", "a", "b", "merge"]
     assert len({row.value for row in rows}) == 4
@@ -124,7 +125,8 @@ def test_a_model_with_an_adapter_is_scored_with_its_adapter_applied(models):
         models={"base": "./base", "tuned": {"path": "./base", "adapter": "./lora"}},
         evaluate=[{"use": "bits_per_byte", "data": "texts.jsonl"}],
     )
-    rows = evaluate_result(prepared, merge(prepared), notice=lambda _: None)
+    scores = evaluate_result(prepared, merge(prepared), notice=lambda _: None)
+    rows = (row for row in scores.rows if row.metric == "bits_per_byte")
     base, tuned, merged = (row.value for row in rows)
     assert base != tuned == merged
 

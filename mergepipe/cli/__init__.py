@@ -11,6 +11,8 @@ import typer
 from mergepipe.cli import (
     combine_lora,
     convert,
+    evaluate,
+    evaluators,
     extract_lora,
     init,
     inspect,
@@ -19,6 +21,9 @@ from mergepipe.cli import (
     plan,
     run,
     schema,
+    serve,
+    tokens,
+    transplant,
     verify,
 )
 from mergepipe.cli.console import print_error
@@ -62,15 +67,20 @@ def _options(
 
 app.command("run")(run.run)
 app.command("plan")(plan.plan)
+app.command("eval")(evaluate.evaluate)
 app.command("inspect")(inspect.inspect)
 app.command("convert")(convert.convert)
 app.command("lint")(lint.lint)
 app.command("verify")(verify.verify)
 app.command("extract-lora")(extract_lora.extract_lora)
 app.command("combine-lora")(combine_lora.combine_lora)
+app.command("transplant")(transplant.transplant)
+app.command("serve")(serve.serve)
 app.command("methods")(methods.methods)
+app.command("evaluators")(evaluators.evaluators)
 app.command("init")(init.init)
 app.command("schema")(schema.schema)
+app.add_typer(tokens.app, name="tokens")
 
 
 def main() -> None:

@@ -7,7 +7,20 @@ from typing import Annotated, TypeAlias
 
 import typer
 
-__all__ = ["Compat", "Device", "Json", "MaxMemory", "Out", "Plugin", "RecipeFile", "Set", "Threads"]
+__all__ = [
+    "AllowCommands",
+    "Compat",
+    "Device",
+    "Errors",
+    "Json",
+    "MaxMemory",
+    "NoCache",
+    "Out",
+    "Plugin",
+    "RecipeFile",
+    "Set",
+    "Threads",
+]
 
 
 def _as_bytes(text: str) -> int:
@@ -59,7 +72,9 @@ Device: TypeAlias = Annotated[
 ]
 Plugin: TypeAlias = Annotated[
     list[Path] | None,
-    typer.Option("--plugin", help="A Python file with a merge method; it is run. Repeatable."),
+    typer.Option(
+        "--plugin", help="A Python file with a method or evaluator; it is run. Repeatable."
+    ),
 ]
 Compat: TypeAlias = Annotated[
     str | None,
@@ -69,5 +84,15 @@ Compat: TypeAlias = Annotated[
         parser=_as_compat,
         help="Merge tensors of other shapes by that version's rules; default: they are refused.",
     ),
+]
+NoCache: TypeAlias = Annotated[
+    bool, typer.Option("--no-cache", help="Ask the models again; neither read nor keep results.")
+]
+AllowCommands: TypeAlias = Annotated[
+    bool,
+    typer.Option("--allow-commands", help="Let `command` evaluations run the programs they name."),
+]
+Errors: TypeAlias = Annotated[
+    bool, typer.Option("--errors", help="Show standard errors in the table of scores.")
 ]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]

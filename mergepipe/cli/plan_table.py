@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from mergepipe.cli.console import results, size
+from mergepipe.cli.vocabulary_table import vocabulary_json, vocabulary_lines
 from mergepipe.errors import printable
 from mergepipe.pipeline import Prepared
 from mergepipe.plan import Group, Plan, as_json, groups
@@ -24,6 +25,9 @@ def show(prepared: Prepared, *, json_only: bool) -> None:
     for plan in prepared.plans:
         for line in (*_plan_lines(plan), ""):
             _print(line)
+    if prepared.united is not None:
+        for line in (*vocabulary_lines(prepared.united.union), ""):
+            _print(line)
     for name, line in _totals(prepared).items():
         _print(f"{name:8} {line}")
 
@@ -39,6 +43,11 @@ def _json(prepared: Prepared) -> dict[str, object]:
         "disk_bytes": prepared.disk_bytes,
         "threads": prepared.threads,
         "warnings": list(prepared.warnings),
+        **(
+            {}
+            if prepared.united is None
+            else {"vocabulary": vocabulary_json(prepared.united.union)}
+        ),
         "stages": [as_json(plan, prepared.threads) for plan in prepared.plans],
     }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,13 +15,12 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from mergepipe.cli.console import messages, results, size
+from mergepipe.cli.console import messages, size
 from mergepipe.errors import printable
-from mergepipe.evaluate import ScoreRow, results_jsonl, table
 from mergepipe.pipeline import Outcome
 from mergepipe.plan import Plan
 
-__all__ = ["print_json", "print_outcome", "print_scores", "scoring", "shown", "tell"]
+__all__ = ["as_json", "print_outcome", "shown", "tell"]
 
 Reporter = Callable[[Plan], Callable[[int], None]]
 _SECONDS_BETWEEN_LINES = 10.0
@@ -76,40 +74,16 @@ def tell(message: str) -> None:
     messages.print(printable(message), markup=False, highlight=False, soft_wrap=True)
 
 
-@contextmanager
-def scoring() -> Iterator[Callable[[str], None]]:
-    """Give a function that says which model is being scored."""
-    with messages.status("scoring") as status:
-        yield lambda label: status.update(f"scoring {printable(label)}")
-
-
 def print_outcome(outcome: Outcome) -> None:
     """Say where the result is."""
     tell(f"{outcome.folder}: {outcome.tensors} tensors, {outcome.parameters:,} parameters")
 
 
-def print_scores(rows: Sequence[ScoreRow]) -> None:
-    """Print the table of scores."""
-    if rows:
-        results.print(table(rows))
-
-
-def print_comparison(rows: Sequence[ScoreRow], *, json_only: bool) -> None:
-    """Print the table of a comparison, or its results as JSON."""
-    if json_only:
-        found = [json.loads(line) for line in results_jsonl(rows).splitlines()]
-        print(json.dumps({"results": found}, indent=2))  # noqa: T201
-    else:
-        print_scores(rows)
-
-
-def print_json(outcome: Outcome, warnings: Sequence[str], rows: Sequence[ScoreRow]) -> None:
-    """Print the result and its scores as one JSON object."""
-    found = {
+def as_json(outcome: Outcome, warnings: Sequence[str]) -> dict[str, object]:
+    """Give the result of a merge as JSON has it."""
+    return {
         "output": str(outcome.folder),
         "tensors": outcome.tensors,
         "parameters": outcome.parameters,
         "warnings": list(warnings),
-        "results": [json.loads(line) for line in results_jsonl(rows).splitlines()],
     }
-    print(json.dumps(found, indent=2))  # noqa: T201

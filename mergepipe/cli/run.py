@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mergepipe.cli.options import (
+    AllowCommands,
     Compat,
     Device,
+    Errors,
     Json,
     MaxMemory,
+    NoCache,
     Out,
     Plugin,
     RecipeFile,
@@ -20,6 +23,8 @@ from mergepipe.cli.options import (
 from mergepipe.cli.signals import stoppable
 
 if TYPE_CHECKING:
+    from mergepipe.cli.scoring import Shown
+    from mergepipe.evaluate import Settings
     from mergepipe.pipeline import Prepared
 
 __all__ = ["run"]
@@ -46,11 +51,14 @@ def run(
             "`mergepipe verify` tells.",
         ),
     ] = False,
+    no_cache: NoCache = False,
+    allow_commands: AllowCommands = False,
+    errors: Errors = False,
     json: Json = False,
 ) -> None:
     """Merge, going on where a run that was cut off stopped, and score what comes out."""
     from mergepipe import pipeline
-    from mergepipe.cli import progress
+    from mergepipe.cli import progress, scoring
     from mergepipe.execute import Resources
 
     with stoppable():
@@ -63,24 +71,28 @@ def run(
             compat=compat,
             tell=progress.tell,
         )
-        _run(prepared, overwrite=overwrite, sync=not no_sync, json=json)
+        allowed = frozenset({"commands"} if allow_commands else ())
+        with scoring.opened(prepared.evaluations, allowed, cached=not no_cache) as settings:
+            shown = scoring.Shown(json=json, errors=errors)
+            _run(prepared, settings, shown, overwrite=overwrite, sync=not no_sync)
 
 
-def _run(prepared: Prepared, *, overwrite: bool, sync: bool, json: bool) -> None:
+def _run(
+    prepared: Prepared, settings: Settings, shown: Shown, *, overwrite: bool, sync: bool
+) -> None:
     from mergepipe import pipeline
-    from mergepipe.cli import progress
+    from mergepipe.cli import progress, scoring
     from mergepipe.cli.console import print_warnings
-    from mergepipe.evaluate import ScoreRow
+    from mergepipe.evaluate import Scores
     from mergepipe.kernels.compiling import is_cold
 
     print_warnings(prepared.warnings)
     if is_cold():
         progress.tell("compiling kernels for this machine, once: about ten seconds")
-    scores: tuple[ScoreRow, ...]
     if prepared.recipe.compares:
-        with progress.scoring() as notice:
-            scores = pipeline.compare(prepared, notice=notice)
-        progress.print_comparison(scores, json_only=json)
+        with scoring.progress(settings) as (notice, told):
+            scores = pipeline.compare(prepared, notice=notice, settings=told)
+        scoring.show(scores, shown)
         return
     with progress.shown() as report:
         outcome = pipeline.merge(
@@ -88,11 +100,14 @@ def _run(prepared: Prepared, *, overwrite: bool, sync: bool, json: bool) -> None
         )
     print_warnings(outcome.warnings)
     progress.print_outcome(outcome)
-    scores = ()
+    scores = Scores(())
     if prepared.evaluations:
-        with progress.scoring() as notice:
-            scores = pipeline.evaluate_result(prepared, outcome, notice=notice)
-    if json:
-        progress.print_json(outcome, (*prepared.warnings, *outcome.warnings), scores)
-    else:
-        progress.print_scores(scores)
+        with scoring.progress(settings) as (notice, told):
+            scores = pipeline.evaluate_result(prepared, outcome, notice=notice, settings=told)
+    warnings = (*prepared.warnings, *outcome.warnings)
+    scoring.show(
+        scores,
+        shown,
+        reference=pipeline.reference_of(prepared),
+        beside=progress.as_json(outcome, warnings),
+    )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mergepipe.dialect.reading import Origins, Reading
+from mergepipe.recipe import FieldPath
 
 __all__ = ["output_fields"]
 
@@ -25,13 +26,15 @@ def output_fields(
         found["output"] = asked
     if dtype is not None:
         found["output"] = {"dtype": dtype, **(asked if isinstance(asked, dict) else {})}
-    tokenizer = _tokenizer(reading, base)
+    tokenizer = _tokenizer(reading, base, labels)
     if tokenizer is not None:
         found["tokenizer"] = tokenizer
     if reading.data.get("chat_template") is not None:
         found["chat_template"] = _chat_template(reading, labels[0] if labels else base)
     for name in ("tokenizer", "chat_template"):
         origins[(name,)] = (*reading.front, name)
+    if reading.data.get("tokenizer") is None:
+        origins[("tokenizer",)] = (*reading.front, "tokenizer_source")
     return found
 
 
@@ -51,27 +54,56 @@ def _dtype(reading: Reading) -> str | None:
     return name
 
 
-def _tokenizer(reading: Reading, base: str | None) -> str | None:
-    """Give whose tokenizer the result gets; None for the base's."""
+def _tokenizer(reading: Reading, base: str | None, labels: Sequence[str]) -> dict[str, Any] | None:
+    """Give whose vocabulary the result gets; None for the base's, as it is."""
     key = "tokenizer" if reading.data.get("tokenizer") is not None else "tokenizer_source"
     asked = reading.data.get(key)
     if asked is None:
         return None
-    if isinstance(asked, dict):
-        reading.check_keys(asked, _TOKENIZER, (key,))
-        for part in ("tokens", "pad_to_multiple_of"):
-            if asked.get(part):
-                reading.add(
-                    (key, part),
-                    "rows of single words cannot be chosen yet",
-                    "leave it out where the vocabularies are the same",
-                )
-        asked = asked.get("source", "union")
-    if asked == "union":
-        what = "vocabularies are not united yet: they must be the same, and are compared"
-        reading.warn((key,), what)
-        return None
-    return base if asked == "base" else reading.label(asked, (key,))
+    if key == "tokenizer" and reading.data.get("tokenizer_source") is not None:
+        reading.add((key,), "`tokenizer` and `tokenizer_source` exclude each other", "keep one")
+    fields = asked if key == "tokenizer" and isinstance(asked, dict) else {"source": asked}
+    reading.check_keys(fields, _TOKENIZER, (key,))
+    source, path = fields.get("source") or "union", (key, "source") if fields is asked else (key,)
+    # mergekit unites whatever it is given; what that does to words is said when it is planned.
+    found: dict[str, Any] = {"source": "union", "allow_ordinary_union": True}
+    if source != "union":
+        first = base or (labels[0] if labels else None)
+        found = {"source": first if source == "base" else reading.label(source, path)}
+    if fields.get("pad_to_multiple_of"):
+        found["pad_to_multiple_of"] = fields["pad_to_multiple_of"]
+    tokens = fields.get("tokens") or {}
+    if not isinstance(tokens, dict):
+        reading.add((key, "tokens"), "must be a mapping")
+    elif tokens:
+        found["tokens"] = {
+            str(token): _token(reading, one, (key, "tokens", token))
+            for token, one in tokens.items()
+        }
+    return found
+
+
+def _token(reading: Reading, entry: Any, path: FieldPath) -> dict[str, Any]:
+    """Give where the row of one token comes from."""
+    entry = entry if isinstance(entry, dict) else {}
+    reading.check_keys(entry, ("source", "force"), path)
+    source = entry.get("source")
+    found: dict[str, Any] = {"force": True} if entry.get("force") else {}
+    kind = source.get("kind") if isinstance(source, dict) else None
+    if source is None:
+        reading.add(path, "no `source`: whose row is it?", "name a model, or {kind: zero}")
+    elif kind == "zero":
+        found["zero"] = True
+    elif kind == "model_token":
+        found["take"] = reading.label(source.get("model"), (*path, "source", "model"))
+        for theirs, ours in (("token", "token"), ("token_id", "id")):
+            if source.get(theirs) is not None:
+                found[ours] = source[theirs]
+        if ("token" in found) == ("id" in found):
+            reading.add((*path, "source"), "give exactly one of `token` and `token_id`")
+    else:
+        found["take"] = reading.label(source, (*path, "source"))
+    return found
 
 
 def _chat_template(reading: Reading, first: str | None) -> Any:

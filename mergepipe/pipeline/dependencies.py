@@ -13,8 +13,9 @@ from mergepipe.checkpoint import LowRank
 from mergepipe.pipeline.inputs import InputFile
 from mergepipe.pipeline.preparing import Prepared
 from mergepipe.plan import Input, Plan, Step
+from mergepipe.tokenizer import AlignedRows
 
-__all__ = ["changes", "dependencies", "library_versions"]
+__all__ = ["changes", "dependencies", "library_versions", "step_values"]
 
 _LIBRARIES = ("numba", "numpy", "torch")
 _MOST_CHANGES = 5
@@ -34,10 +35,24 @@ def dependencies(prepared: Prepared, inputs: Mapping[str, tuple[InputFile, ...]]
             label: {one.shown: _file(one) for one in files} for label, files in inputs.items()
         },
         "plugins": dict(prepared.plugins),
+        **_tokenizer(prepared),
+        **_transplants(prepared),
         "plans": {plan.name: _plan_digest(plan) for plan in prepared.plans},
         # Only for saying what changed: the plans hold what it comes to.
         "recipe": json.loads(json.dumps(prepared.recipe.data, default=str)),
     }
+
+
+def _tokenizer(prepared: Prepared) -> dict[str, str]:
+    """Give the digest of a tokenizer that is made, where one is."""
+    united = prepared.united
+    made = None if united is None else united.tokenizer
+    return {} if made is None else {"tokenizer": made.digest}
+
+
+def _transplants(prepared: Prepared) -> dict[str, dict[str, str]]:
+    found = {name: one.digest for name, one in prepared.transplants.items()}
+    return {"transplants": found} if found else {}
 
 
 def _file(one: InputFile) -> list[object]:
@@ -47,11 +62,12 @@ def _file(one: InputFile) -> list[object]:
 def _plan_digest(plan: Plan) -> str:
     hasher = blake3(json.dumps([plan.seed, [s.file for s in plan.layout.shards]]).encode())
     for step in plan.steps:
-        hasher.update(json.dumps([_step(step), plan.layout.place[step.name]]).encode())
+        hasher.update(json.dumps([step_values(step), plan.layout.place[step.name]]).encode())
     return str(hasher.hexdigest())
 
 
-def _step(step: Step) -> list[object]:
+def step_values(step: Step) -> list[object]:
+    """Give all that a tensor's bytes depend on beside its inputs' bytes, for JSON."""
     return [
         step.name,
         step.dtype,
@@ -69,7 +85,9 @@ def _step(step: Step) -> list[object]:
 
 def _input(one: Input) -> list[object]:
     stored, update = one.stored, one.checkpoint.low_rank.get(one.name)
-    where = [stored.file.name, stored.start, stored.dtype, stored.shape]
+    where: list[object] = [stored.file.name, stored.start, stored.dtype, stored.shape]
+    if isinstance(stored.memory, AlignedRows):
+        where.append(stored.memory.digest)
     return [one.label, one.name, where, None if update is None else _update(update)]
 
 
@@ -89,6 +107,8 @@ def changes(before: Any, now: Mapping[str, Any]) -> list[str]:
         for name, was, here in _differences(before.get("libraries"), now["libraries"])
     ]
     found += _changed_files(before.get("inputs", {}), now["inputs"])
+    if before.get("tokenizer") != now.get("tokenizer"):
+        found.append("the tokenizer of the result changed")
     found += [
         f"the plugin {name} changed"
         for name, _, _ in _differences(before.get("plugins", {}), now["plugins"])

@@ -14,6 +14,7 @@ from mergepipe.manifest import FORMAT, MANIFEST_FILE
 from mergepipe.pipeline.dependencies import library_versions
 from mergepipe.pipeline.inputs import InputFile
 from mergepipe.pipeline.preparing import Prepared
+from mergepipe.pipeline.transplanting import summary
 from mergepipe.plan import Plan
 from mergepipe.write import JOURNAL_FILE, STAGES, Journal, Record
 
@@ -40,12 +41,18 @@ def describe(
         "recipe": _public(prepared.recipe.data),
         "seed": prepared.recipe.seed,
         "stages": {plan.name: _stage(plan, records[plan.name]) for plan in prepared.plans},
+        **_transplants(prepared, journal),
         "inputs": {
             label: _model(checkpoint, inputs[label], digests.get(label, {}))
             for label, checkpoint in prepared.checkpoints.items()
         },
         "output": _output(prepared.plans[-1], records[prepared.plans[-1].name], folder),
     }
+
+
+def _transplants(prepared: Prepared, journal: Journal) -> dict[str, Any]:
+    found = {name: summary(one, journal) for name, one in prepared.transplants.items()}
+    return {"transplants": found} if found else {}
 
 
 def _public(value: Any) -> Any:

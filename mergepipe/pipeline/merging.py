@@ -15,6 +15,12 @@ from mergepipe.pipeline.dependencies import changes, dependencies
 from mergepipe.pipeline.describing import describe
 from mergepipe.pipeline.inputs import InputFile, check_unchanged, input_files
 from mergepipe.pipeline.preparing import Prepared, stage_folder
+from mergepipe.pipeline.transplanting import (
+    is_table,
+    make_transplants,
+    sound_tables,
+    write_report,
+)
 from mergepipe.plan import Plan, Step
 from mergepipe.write import (
     JOURNAL_FILE,
@@ -112,7 +118,8 @@ class _Run:
         self.prepared, self.folder, self.inputs = prepared, folder, inputs
         self.report, self.tell = report, tell
         self.journal = Journal(folder, dependencies(prepared, inputs))
-        self.total = sum(len(plan.steps) for plan in prepared.plans)
+        tables = sum(len(one.tensors) for one in prepared.transplants.values())
+        self.total = tables + sum(len(plan.steps) for plan in prepared.plans)
 
     @property
     def kept(self) -> str:
@@ -128,13 +135,22 @@ class _Run:
         *before, result = self.prepared.plans
         resources = self.prepared.resources
         for plan in before:
+            self._make_transplants(plan)
             execute_plan(plan, self._place(plan), resources, self.report, self.journal)
+        self._make_transplants(result)
         execute_plan(result, self.folder, resources, self.report, self.journal, sync=sync)
         write_all_companions(self.prepared, result, self.folder, problems)
+        write_report(self.prepared.transplants, self.folder)
         check_unchanged(self.inputs)
         text = manifest_bytes(describe(self.prepared, self.inputs, self.journal, self.folder))
         with disk_faults(self.folder / MANIFEST_FILE):
             (self.folder / MANIFEST_FILE).write_bytes(text)
+
+    def _make_transplants(self, plan: Plan) -> None:
+        """Make what a plan reads of transplants."""
+        used = {one.label for step in plan.steps for one in step.all_inputs}
+        wanted = [one for name, one in self.prepared.transplants.items() if name in used]
+        make_transplants(wanted, self.prepared.resources, self.journal, self.tell)
 
     def _place(self, plan: Plan) -> Path:
         assert self.prepared.target is not None, "nothing is made without a target"
@@ -158,9 +174,11 @@ class _Run:
         """Give the records whose tensors need not be made again."""
         *before, result = self.prepared.plans
         sound = self._unharmed(result, records)
+        tables = list(sound_tables(self.prepared.transplants, records))
         if len(sound) == len(result.steps):  # nothing reads the stages before it any more
-            return [one for one in records if one.stage != result.name] + sound
-        return [one for plan in before for one in self._unharmed(plan, records)] + sound
+            rest = [one for one in records if one.stage != result.name]
+            return [one for one in rest if not is_table(one)] + tables + sound
+        return tables + [one for plan in before for one in self._unharmed(plan, records)] + sound
 
     def _unharmed(self, plan: Plan, records: list[Record]) -> list[Record]:
         ours = [record for record in records if record.stage == plan.name]
@@ -232,7 +250,7 @@ def write_all_companions(prepared: Prepared, plan: Plan, folder: Path, problems:
     if donor.is_bare:
         return
     folders = {label: checkpoint.folder for label, checkpoint in prepared.checkpoints.items()}
-    tokenizer = folders[recipe.tokenizer] if recipe.tokenizer else donor.folder
+    tokenizer = prepared.tokenizer_folder(plan)
     write_companions(
         folder,
         config=folders[recipe.output.config] if recipe.output.config else donor.folder,
@@ -244,4 +262,5 @@ def write_all_companions(prepared: Prepared, plan: Plan, folder: Path, problems:
         layers=plan.layers,
         rows=plan.rows,
         jinja=recipe.jinja,
+        made=prepared.made_tokenizer(plan),
     )

@@ -11,6 +11,8 @@ from mergepipe.dialect import ON_TASK_VECTORS, convert, is_mergekit
 from mergepipe.errors import InputError, Problem, Problems
 from mergepipe.evaluate import Evaluation, parse_evaluation
 from mergepipe.execute import Budget, Resources, as_device, default_memory, share_out
+from mergepipe.pipeline.transplanting import check_transplants, plan_copy, plan_transplants
+from mergepipe.pipeline.vocabularies import United, origin_label, unite_models
 from mergepipe.plan import Plan, make_plan
 from mergepipe.plugins import load_plugins
 from mergepipe.recipe import (
@@ -26,6 +28,9 @@ from mergepipe.recipe import (
     read_document,
     read_documents,
 )
+from mergepipe.search.space import untuned
+from mergepipe.tokenizer import ResultTokenizer
+from mergepipe.transplant.planning import Transplant
 from mergepipe.write import STAGES, partial_folder
 
 __all__ = [
@@ -35,7 +40,9 @@ __all__ = [
     "find_evaluations",
     "named_target",
     "prepare",
+    "prepare_document",
     "read_recipe",
+    "replanned",
     "settled",
     "stage_folder",
 ]
@@ -57,11 +64,15 @@ class Prepared:
     budget: Budget
     warnings: tuple[str, ...] = field(default=())
     plugins: Mapping[str, str] = field(default_factory=dict)  # file name -> digest
+    united: United | None = None  # where the recipe asks for a vocabulary
+    transplants: Mapping[str, Transplant] = field(default_factory=dict)
+    searched: Document | None = None  # the recipe with what is searched, where it is
 
     @property
     def disk_bytes(self) -> int:
         """Bytes of disk needed: the result, and stages before it while it is made."""
-        return sum(plan.bytes_written for plan in self.plans)
+        made = sum(one.bytes_written for one in self.transplants.values())
+        return made + sum(plan.bytes_written for plan in self.plans)
 
     @property
     def peak_bytes(self) -> int:
@@ -72,6 +83,23 @@ class Prepared:
     def threads(self) -> int:
         """Workers at the same time."""
         return self.budget.workers
+
+    def tokenizer_folder(self, plan: Plan) -> Path:
+        """Give the folder of the model whose tokenizer a plan's result has, or one made of it."""
+        if self.united is not None:
+            return self.united.union.source.vocabulary.folder
+        named = self.checkpoints.get(_named(self.recipe))
+        return plan.donor.tokenizer_folder if named is None else named.folder
+
+    def made_tokenizer(self, plan: Plan) -> ResultTokenizer | None:
+        """Give the tokenizer of a plan's result that is no copy of its donor's files."""
+        if self.united is not None:
+            return self.united.tokenizer
+        label = plan.name if plan.name in self.transplants else plan.spec.donor
+        while label in self.recipe.merges and label not in self.transplants:
+            label = self.recipe.merges[label].donor
+        found = self.transplants.get(label)
+        return None if found is None else found.tokenizer
 
 
 def prepare(
@@ -101,6 +129,35 @@ def prepare(
     digests = load_plugins(plugins)
     problems = Problems()
     document = read_recipe(file, problems, settings, compat=compat)
+    return prepare_document(
+        document,
+        problems,
+        out=out,
+        resources=resources,
+        local_files_only=local_files_only,
+        plugins=digests,
+    )
+
+
+def prepare_document(
+    document: Document,
+    problems: Problems,
+    *,
+    out: Path | None = None,
+    resources: Resources | None = None,
+    local_files_only: bool = False,
+    plugins: Mapping[str, str] | None = None,
+) -> Prepared:
+    """Prepare a recipe that was read; `plugins` are the digests of those that were loaded.
+
+    Raises
+    ------
+    InputError, EnvironmentFault
+        as `prepare`.
+
+    """
+    resources = settled(resources)
+    searched, document = document, untuned(document, problems)
     recipe = parse(document, problems)
     sources = recipe.sources if recipe is not None else parse_models(document)
     specs = recipe.evaluations if recipe is not None else parse_evaluations(document)
@@ -114,7 +171,11 @@ def prepare(
     checkpoints = {label: found for label, found in opened.items() if found is not None}
     target = named_target(out or recipe.output.path)
     hint = _COMPAT_HINT if document.origins and recipe.compat is None else ""
-    plans = _plans(recipe, checkpoints, stage_folder(target), problems, hint)
+    united = unite_models(recipe, checkpoints, problems)
+    problems.raise_any()
+    plans, transplants = _plans(
+        recipe, checkpoints, united, stage_folder(target), problems, hint=hint
+    )
     _check_bare(recipe, checkpoints, problems)
     problems.raise_any()
     if target is not None:
@@ -128,7 +189,33 @@ def prepare(
         resources=resources,
         budget=share_out(plans, resources.threads, resources.max_memory),
         warnings=tuple(problems.warnings),
-        plugins=digests,
+        plugins=plugins or {},
+        united=united,
+        transplants=transplants,
+        searched=None if recipe.search is None else searched,
+    )
+
+
+def replanned(prepared: Prepared, document: Document) -> Prepared:
+    """Prepare a recipe that differs from a prepared one in values that are searched.
+
+    Raises
+    ------
+    InputError
+        if these values make no recipe.
+
+    """
+    problems = Problems()
+    recipe = parse(document, problems)
+    problems.raise_any()
+    assert recipe is not None, "a recipe without problems"
+    checkpoints = prepared.checkpoints
+    united = unite_models(recipe, checkpoints, problems)
+    stages = stage_folder(prepared.target)
+    plans, transplants = _plans(recipe, checkpoints, united, stages, problems, hint="")
+    problems.raise_any()
+    return replace(
+        prepared, recipe=recipe, plans=plans, transplants=transplants, united=united, warnings=()
     )
 
 
@@ -153,7 +240,8 @@ def check_recipe(
     file: Path, problems: Problems, plugins: Sequence[Path] = (), compat: str | None = None
 ) -> None:
     """Find what can be said of a recipe without its models."""
-    parse(read_recipe(file, problems, plugins=plugins, compat=compat), problems)
+    document = read_recipe(file, problems, plugins=plugins, compat=compat)
+    parse(untuned(document, problems), problems)
 
 
 def _read(file: Path) -> Document:
@@ -186,6 +274,9 @@ def find_evaluations(
             base_dir=folder,
             where=spec.place,
             problems=problems,
+            limit=spec.limit,
+            split=spec.split,
+            max_error_rate=spec.max_error_rate,
         )
         for spec in specs
     )
@@ -210,17 +301,28 @@ def stage_folder(target: Path | None) -> Path:
 def _plans(
     recipe: Recipe,
     checkpoints: Mapping[str, Checkpoint],
+    united: United | None,
     stages: Path,
     problems: Problems,
+    *,
     hint: str,
-) -> tuple[Plan, ...]:
+) -> tuple[tuple[Plan, ...], dict[str, Transplant]]:
     """Plan the stages in order; a later one sees an earlier one's planned output as a model.
 
     Stages before the last are stored as fp32, so that values are rounded once.
     """
-    known = dict(checkpoints)
-    plans = []
+    known = dict(checkpoints if united is None else united.checkpoints)
+    aligned = united is not None and not united.is_as_before
+    plans: list[Plan] = []
+    transplants: dict[str, Transplant] = {}
     for name, spec in recipe.merges.items():
+        transplants |= plan_transplants(recipe, known, transplants, stages, problems)
+        known |= {label: one.result for label, one in transplants.items()}
+        if any(label in recipe.transplants and label not in known for label in _used(name, spec)):
+            break
+        if name in transplants:
+            plans.append(_copies(recipe, name, spec, transplants[name], checkpoints))
+            break
         last = recipe.compares or name == recipe.result
         plan = make_plan(
             name,
@@ -230,7 +332,8 @@ def _plans(
             seed=recipe.seed,
             dtype=recipe.output.dtype if last else "float32",
             like=_origin(recipe, spec, checkpoints),
-            tokenizer=known.get(recipe.tokenizer or "") if last else None,
+            tokenizer=known.get(_named(recipe)) if last else None,
+            aligned=aligned,
             max_shard_bytes=recipe.output.max_shard_bytes,
             nan_policy=recipe.nan_policy,
             compat=None if recipe.compat is None else ON_TASK_VECTORS,
@@ -241,7 +344,39 @@ def _plans(
         if not recipe.compares:
             known[name] = plan.as_checkpoint(stages / name)
         plans.append(plan)
-    return tuple(plans)
+    check_transplants(recipe, transplants, known, problems)
+    return tuple(plans), transplants
+
+
+def _used(name: str, spec: MergeSpec) -> tuple[str, ...]:
+    taken = [rule.take for rule in spec.rules if rule.take is not None]
+    bases = [one.base for one in spec.slices if one.base is not None]
+    return (name, spec.donor, *spec.models, *taken, *bases)
+
+
+def _copies(
+    recipe: Recipe,
+    name: str,
+    spec: MergeSpec,
+    transplant: Transplant,
+    checkpoints: Mapping[str, Checkpoint],
+) -> Plan:
+    return plan_copy(
+        name,
+        spec,
+        transplant.result,
+        seed=recipe.seed,
+        dtype=recipe.output.dtype,
+        like=_origin(recipe, spec, checkpoints),
+        max_shard_bytes=recipe.output.max_shard_bytes,
+        nan_policy=recipe.nan_policy,
+    )
+
+
+def _named(recipe: Recipe) -> str:
+    """Give the model whose tokenizer the result shall have; empty where none is named."""
+    named = recipe.tokenizer.source if recipe.tokenizer else None
+    return "" if named is None else origin_label(recipe, named)
 
 
 def _check_bare(recipe: Recipe, checkpoints: Mapping[str, Checkpoint], problems: Problems) -> None:
@@ -264,9 +399,7 @@ def _origin(
     recipe: Recipe, spec: MergeSpec, checkpoints: Mapping[str, Checkpoint]
 ) -> Checkpoint | None:
     """Follow a merge's donor back through stages to the model that it comes from."""
-    while spec.donor in recipe.merges:
-        spec = recipe.merges[spec.donor]
-    return checkpoints.get(spec.donor)
+    return checkpoints.get(origin_label(recipe, spec.donor))
 
 
 def check_apart(target: Path, checkpoints: Mapping[str, Checkpoint]) -> None:

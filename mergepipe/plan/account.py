@@ -76,7 +76,7 @@ def check_words(tokenizer: Checkpoint, steps: Iterable[Step], problems: Problems
 
 def _check_settings(model: Checkpoint, problems: Problems) -> None:
     """Find a broken tokenizer_config.json now rather than when the merge is written."""
-    file = model.folder / "tokenizer_config.json"
+    file = model.tokenizer_folder / "tokenizer_config.json"
     try:
         if file.is_file():
             json.loads(file.read_bytes())

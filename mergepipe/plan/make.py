@@ -88,6 +88,7 @@ class Plan:
             low_rank={},
             aliases={},
             source=self.donor.source,
+            tokenizer=self.donor.tokenizer,
         )
 
 
@@ -109,6 +110,7 @@ def make_plan(
     nan_policy: NanPolicy = "refuse",
     compat: Collection[str] | None = None,
     hint: str = "",
+    aligned: bool = False,
 ) -> Plan | None:
     """Plan one merge, or add every reason why not to `problems`.
 
@@ -116,7 +118,7 @@ def make_plan(
     `like`, tensor by tensor, which defaults to the donor), and `tokenizer` the model whose
     tokenizer the result shall have (default: the donor). With `compat`, tensors of other shapes
     are merged by the rules of mergekit 0.1.4, whose methods on task vectors it names; `hint` is
-    said where that would help.
+    said where that would help. Where the models are `aligned`, their ids mean the same words.
     """
     planner = _Planner(spec, checkpoints, problems, dtype)
     planner.compat = None if compat is None else Compat(planner.donor, compat, problems)
@@ -125,7 +127,8 @@ def make_plan(
     if not planner.usable:
         return None
     steps = planner.steps()
-    check_words(tokenizer or planner.donor, steps, problems)
+    if not aligned:
+        check_words(tokenizer or planner.donor, steps, problems)
     dropped = account(planner.donor, planner.models, steps, problems)
     layout = arrange([(s.name, s.dtype, s.shape) for s in steps], max_shard_bytes)
     layers = layer_sources(spec)

@@ -7,10 +7,11 @@ from mergepipe.recipe.document import (
     read_document,
     read_documents,
 )
-from mergepipe.recipe.fields import as_bytes
+from mergepipe.recipe.fields import EvaluateFields, as_bytes
 from mergepipe.recipe.options import override
-from mergepipe.recipe.parse import parse, parse_evaluations
+from mergepipe.recipe.parse import evaluation_spec, parse, parse_evaluations
 from mergepipe.recipe.schema import json_schema
+from mergepipe.recipe.search import SearchFields, SearchSpec
 from mergepipe.recipe.settings import (
     Gradient,
     Place,
@@ -30,10 +31,12 @@ from mergepipe.recipe.spec import (
     Recipe,
     Rule,
     Slice,
+    TransplantSpec,
 )
 
 __all__ = [
     "Document",
+    "EvaluateFields",
     "EvaluationSpec",
     "FieldPath",
     "Gradient",
@@ -43,11 +46,15 @@ __all__ = [
     "Place",
     "Recipe",
     "Rule",
+    "SearchFields",
+    "SearchSpec",
     "Setting",
     "Settings",
     "Slice",
+    "TransplantSpec",
     "as_bytes",
     "at_depth",
+    "evaluation_spec",
     "field_names",
     "has_several",
     "json_schema",

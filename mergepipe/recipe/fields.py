@@ -7,9 +7,7 @@ checked against the method in `mergepipe.recipe.settings`.
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Iterator
-from decimal import Decimal
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
@@ -22,8 +20,12 @@ from pydantic import (
 )
 
 from mergepipe.errors import Problems, did_you_mean, printable
+from mergepipe.evaluate import MAX_ERROR_RATE
 from mergepipe.recipe.document import Document, FieldPath
+from mergepipe.recipe.search import HalvingFields, SearchFields
+from mergepipe.recipe.sizes import as_bytes
 from mergepipe.recipe.spec import NanPolicy
+from mergepipe.transplant.options import SpecialRow, UnownedRow
 
 __all__ = [
     "EvaluateFields",
@@ -35,12 +37,12 @@ __all__ = [
     "RuleFields",
     "SliceFields",
     "StageFields",
+    "TokenizerFields",
+    "TransplantFields",
     "as_bytes",
     "as_path",
     "read_fields",
 ]
-
-_SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)\s*(?:([KMGT])(i?))?B?", re.IGNORECASE | re.ASCII)
 
 
 class Fields(BaseModel):
@@ -82,18 +84,6 @@ def _as_whole(value: object) -> object:
     """Let 1 through, but neither `true` nor 1.0, which equal it."""
     if type(value) is not int:
         raise ValueError("must be 1, a whole number")
-    return value
-
-
-def as_bytes(value: object) -> object:
-    """Read a size: `5GB` is 5·10⁹ bytes, `5GiB` 5·2³⁰."""
-    match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
-    if match is not None:
-        number, unit, binary = match.groups()
-        power = " KMGT".index(unit.upper()) if unit else 0
-        value = int(Decimal(number) * (1024 if binary else 1000) ** power)
-    if type(value) is not int or value < 1:
-        raise ValueError("not a size: write bytes, or a number with KB, MB, GB, TB, as in 5GB")
     return value
 
 
@@ -159,10 +149,41 @@ class MergeFields(OpenFields):
     )
 
 
+class TransplantFields(OpenFields):
+    """A model that gets another tokenizer, and how; the method's parameters stand beside."""
+
+    model: Label
+    tokenizer: Text = Field(description="the model, or the folder, whose tokenizer it gets")
+    method: str
+    roles: dict[str, str] = Field(
+        default={}, description="special tokens of that tokenizer: which tokens of the model's"
+    )
+    byte: bool = Field(True, description="match single bytes, however they are spelled")
+    fuzzy: bool = Field(False, description="match tokens but for case and a leading space")
+    prefix: bool = Field(False, description="match the longest token that a token begins with")
+    special_fallback: SpecialRow = Field(
+        "special", description="rows of special tokens without a match: the mean of special ones"
+    )
+    junk: UnownedRow = Field("mean", description="rows that belong to no token")
+    pad_to_multiple_of: int | None = Field(
+        None, ge=1, le=2**20, description="rows; default: as many as the tokenizer's model has"
+    )
+    strict: bool = Field(False, description="refuse tokenizers that cut numbers in other ways")
+
+
 class StageFields(Fields):
     """One stage of several; other stages use its result by its name."""
 
-    merge: MergeFields
+    merge: MergeFields | None = None
+    transplant: TransplantFields | None = None
+
+
+class SplitFields(Fields):
+    """Items shared out by the hashes of their ids: the rest is for the final report."""
+
+    search: int = Field(ge=1, description="items that a search may see")
+    holdout: int = Field(ge=1, description="others, to choose among what it found")
+    seed: int = Field(0, ge=0, description="another seed shares them out anew")
 
 
 class EvaluateFields(OpenFields):
@@ -170,6 +191,14 @@ class EvaluateFields(OpenFields):
 
     use: str
     name: Label | None = Field(None, description="heading in the table; default: the evaluator's")
+    limit: int | None = Field(None, ge=1, description="score the first so many items")
+    split: SplitFields | None = Field(None, description="parts that share no item")
+    max_error_rate: float = Field(
+        MAX_ERROR_RATE,
+        ge=0,
+        le=1,
+        description="above this share of items that a server or judge failed on, no result",
+    )
 
 
 class OutputFields(Fields):
@@ -189,6 +218,40 @@ class TemplateFields(Fields):
     jinja: Text = Field(description="the text of the template")
 
 
+def _as_source(value: object) -> object:
+    """Read `tokenizer: math` as the tokenizer of that model."""
+    return {"source": value} if isinstance(value, str) else value
+
+
+def _as_zero(value: object) -> object:
+    return {"zero": True} if value == "zero" else value
+
+
+class TokenFields(Fields):
+    """Where the row of a token comes from in models that lack it: a model, or zeros."""
+
+    take: Label | None = Field(None, description="the model whose row of this token it is")
+    token: Text | None = Field(None, description="take the row of another token of that model")
+    id: int | None = Field(None, ge=0, description="take that row of the model")
+    zero: bool = Field(False, description="a row of zeros")
+    force: bool = Field(False, description="use it also in models that have the token")
+
+
+class TokenizerFields(Fields):
+    """The vocabulary of the result; embeddings and heads are aligned with it by token."""
+
+    source: Label = Field(
+        "union", description="a model, or `union`: the base's and what others add"
+    )
+    tokens: dict[str, Annotated[TokenFields, BeforeValidator(_as_zero)]] = Field(
+        default={}, description="rows of single tokens; unknown tokens are added"
+    )
+    pad_to_multiple_of: int = Field(1, ge=1, le=2**20, description="rows of the embedding")
+    allow_ordinary_union: bool = Field(
+        False, description="unite tokenizers that differ in more than special tokens"
+    )
+
+
 class RecipeFields(Fields):
     """A recipe: the models, the merge or the stages, and what to do with the result."""
 
@@ -199,6 +262,7 @@ class RecipeFields(Fields):
         dict[Label, Annotated[ModelFields, BeforeValidator(as_path)]], Field(min_length=1)
     ]
     merge: MergeFields | None = None
+    transplant: TransplantFields | None = None
     stages: dict[Label, StageFields] | None = Field(None, min_length=1)
     compare: dict[Label, MergeFields] | None = Field(
         None, min_length=1, description="merges to be scored side by side; none is kept"
@@ -208,7 +272,9 @@ class RecipeFields(Fields):
         "refuse",
         description="a tensor with NaN or infinity: refuse it, keep the base's, or allow it",
     )
-    tokenizer: Label | None = Field(None, description="whose tokenizer files; default: the base's")
+    tokenizer: Annotated[TokenizerFields, BeforeValidator(_as_source)] | None = Field(
+        None, description="whose tokenizer, or `union`; default: the base's"
+    )
     chat_template: Label | TemplateFields | None = Field(
         None, description="whose chat template, or its text; default: as above"
     )
@@ -218,6 +284,7 @@ class RecipeFields(Fields):
         "vocabularies; others are left out",
     )
     evaluate: list[EvaluateFields] = []
+    search: SearchFields | None = Field(None, description="tunes what holds `{search: ...}`")
     output: OutputFields = Field(default_factory=OutputFields.model_construct)
 
 
@@ -302,14 +369,20 @@ def _shown(value: object) -> str:
     return printable(value, 60)
 
 
-_INSIDE: dict[str, type[Fields]] = {
+_INSIDE: dict[str, type[BaseModel]] = {
+    "search": SearchFields,
+    "halving": HalvingFields,
     "merge": MergeFields,
+    "transplant": TransplantFields,
     "slices": SliceFields,
     "output": OutputFields,
     "where": RuleFields,
     "models": ModelFields,
     "stages": StageFields,
     "evaluate": EvaluateFields,
+    "split": SplitFields,
+    "tokenizer": TokenizerFields,
+    "tokens": TokenFields,
 }
 
 

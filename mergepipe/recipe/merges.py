@@ -22,6 +22,7 @@ __all__ = ["MergeReader"]
 
 # In a `where` rule a label stands beside these. `base` does not stand there, and is a good label.
 _FIELDS = (*RuleFields.model_fields, *MergeFields.model_fields)
+_KINDS = ("merge", "transplant", "stages", "compare")
 _TAKEN = frozenset(_FIELDS) - {"base"}
 
 
@@ -40,8 +41,16 @@ class MergeReader:
         self.stages: dict[str, tuple[FieldPath, MergeFields]] = {}
         if fields.merge is not None:
             self.stages["merge"] = (("merge",), fields.merge)
+        # Transplant -> the model or stage that it is made of.
+        self.transplanted: dict[str, str] = {}
         for name, stage in (fields.stages or {}).items():
-            self.stages[name] = (("stages", name, "merge"), stage.merge)
+            if stage.merge is not None:
+                self.stages[name] = (("stages", name, "merge"), stage.merge)
+            if stage.transplant is not None:
+                self.transplanted[name] = stage.transplant.model
+            if (stage.merge is None) == (stage.transplant is None):
+                what = "give exactly one of `merge:` and `transplant:`"
+                problems.add(document.where(("stages", name)), what)
         for name, merge in (fields.compare or {}).items():
             self.stages[name] = (("compare", name), merge)
 
@@ -53,23 +62,30 @@ class MergeReader:
                 self.document.where(path), f"unknown model '{label}'{did_you_mean(label, known)}"
             )
 
-    def merges(self) -> dict[str, MergeSpec]:
-        """Give the merges by stage, in order of execution."""
+    def merges(self, results: Mapping[str, MergeSpec]) -> dict[str, MergeSpec]:
+        """Give the merges by stage, in order of execution.
+
+        `results` are what write the transplants: one is used if the last stage is a transplant.
+        """
         data = self.document.data
-        if sum(data.get(field) is not None for field in ("merge", "stages", "compare")) != 1:
-            what = "give exactly one of `merge:`, `stages:` and `compare:`"
+        if sum(data.get(field) is not None for field in _KINDS) != 1:
+            what = "give exactly one of `merge:`, `transplant:`, `stages:` and `compare:`"
             self.problems.add(self.document.where(()), what)
         for label in self.labels:
             self._check_free(label, ("models", label))
         for name in (*_keys(data, "stages"), *_keys(data, "compare")):
-            self._check_free(name, self.stages[name][0] if name in self.stages else ())
+            path = self.stages[name][0] if name in self.stages else ("stages", name)
+            self._check_free(name, path)
             if name in self.labels:
                 self.problems.add(
-                    self.document.where(self.stages[name][0]),
+                    self.document.where(path),
                     "a model has this name",
                     "rename the stage",
                 )
         specs = {name: self._merge(path, f) for name, (path, f) in self.stages.items()}
+        last = self.stage_names[-1] if self.stage_names else "transplant"
+        if last in results:
+            specs[last] = results[last]
         stages = self.whole and data.get("compare") is None
         return self._ordered(specs) if stages else specs
 
@@ -86,7 +102,7 @@ class MergeReader:
         done: dict[str, MergeSpec] = {}
         waiting = dict(specs)
         while waiting:
-            ready = [name for name, spec in waiting.items() if not _uses(spec) & set(waiting)]
+            ready = [name for name, spec in waiting.items() if not self._needs(spec) & set(waiting)]
             if not ready:
                 self.problems.add(
                     self.document.where(("stages",)),
@@ -98,14 +114,24 @@ class MergeReader:
         if not specs:
             return {}
         *before, result = specs
-        used = set().union(*map(_uses, specs.values()))
-        for name in before:
+        used = set().union(*map(self._needs, specs.values()))
+        for name in (*before, *(one for one in self.transplanted if one != result)):
             if name not in used:
                 self.problems.add(
                     self.document.where(("stages", name)), "no later stage uses this one"
                 )
         done[result] = done.pop(result)
         return done
+
+    def _needs(self, spec: MergeSpec) -> set[str]:
+        """Give the labels that a merge uses, those of which its transplants are made too."""
+        found, waiting = set[str](), _uses(spec)
+        while waiting:
+            label = waiting.pop()
+            if label not in found and label in self.transplanted:
+                waiting.add(self.transplanted[label])
+            found.add(label)
+        return found
 
     def _merge(self, path: FieldPath, fields: MergeFields) -> MergeSpec:
         stages = _keys(self.document.data, "stages")

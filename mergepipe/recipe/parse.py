@@ -8,13 +8,17 @@ from typing import Any
 from pydantic import ValidationError
 
 from mergepipe.errors import Problems, has_secret
+from mergepipe.evaluate import Split
 from mergepipe.recipe.document import Document, FieldPath
 from mergepipe.recipe.fields import EvaluateFields, OutputFields, RecipeFields, read_fields
 from mergepipe.recipe.merges import MergeReader
+from mergepipe.recipe.search import read_search
 from mergepipe.recipe.sources import folder_path, read_sources
 from mergepipe.recipe.spec import EvaluationSpec, OutputSpec, Recipe
+from mergepipe.recipe.tokenizers import read_tokenizer
+from mergepipe.recipe.transplants import read_transplants, transplant_result
 
-__all__ = ["parse", "parse_evaluations"]
+__all__ = ["evaluation_spec", "parse", "parse_evaluations"]
 
 
 def parse(document: Document, problems: Problems) -> Recipe | None:
@@ -28,14 +32,18 @@ def parse(document: Document, problems: Problems) -> Recipe | None:
     if fields is None:
         return None
     reader = MergeReader(document, problems, fields, whole=whole)
-    merges = reader.merges()
-    reader.check_label(fields.tokenizer, ("tokenizer",))
+    transplants = read_transplants(fields, reader)
+    merges = reader.merges({name: transplant_result(one) for name, one in transplants.items()})
+    tokenizer = read_tokenizer(fields.tokenizer, reader)
     template = fields.chat_template
     if isinstance(template, str):
         reader.check_label(template, ("chat_template",))
     reader.check_label(fields.output.config, ("output", "config"))
     sources = read_sources(fields.models, document, problems)
     evaluations = _evaluations(fields, document, problems)
+    names = [one.name for one in evaluations]
+    compares = fields.compare is not None
+    search = read_search(fields.search, names, document, problems, compares=compares)
     output = _output(fields.output, document, problems)
     _check_nan_policy(fields, document, problems)
     if not whole:
@@ -44,16 +52,18 @@ def parse(document: Document, problems: Problems) -> Recipe | None:
         file=document.file,
         sources=sources,
         merges=merges,
-        compares=fields.compare is not None,
+        compares=compares,
         seed=fields.seed,
         nan_policy=fields.nan_policy,
-        tokenizer=fields.tokenizer,
+        tokenizer=tokenizer,
         chat_template=template if isinstance(template, str) else None,
         jinja=None if isinstance(template, str | None) else template.jinja,
         compat=fields.compat,
         evaluations=evaluations,
         output=output,
         data=document.data,
+        transplants=transplants,
+        search=search,
     )
 
 
@@ -67,10 +77,22 @@ def parse_evaluations(document: Document) -> tuple[EvaluationSpec, ...]:
             fields = EvaluateFields.model_validate(entry)
         except ValidationError:
             continue
-        place = document.where(("evaluate", i))
-        name = fields.name or fields.use
-        specs.append(EvaluationSpec(place, fields.use, name, fields.model_extra or {}))
+        specs.append(evaluation_spec(fields, document.where(("evaluate", i))))
     return tuple(specs)
+
+
+def evaluation_spec(fields: EvaluateFields, place: str) -> EvaluationSpec:
+    """Give an entry of `evaluate:` that stands at `place`."""
+    split = fields.split
+    return EvaluationSpec(
+        place=place,
+        use=fields.use,
+        name=fields.name or fields.use,
+        parameters=fields.model_extra or {},
+        limit=fields.limit,
+        split=None if split is None else Split(split.search, split.holdout, split.seed),
+        max_error_rate=fields.max_error_rate,
+    )
 
 
 def _check_secrets(document: Document, problems: Problems) -> None:
@@ -97,10 +119,11 @@ def _evaluations(
 ) -> tuple[EvaluationSpec, ...]:
     specs: list[EvaluationSpec] = []
     for i, entry in enumerate(fields.evaluate):
-        name, place = entry.name or entry.use, document.where(("evaluate", i))
-        if name in (spec.name for spec in specs):
-            problems.add(place, f"two evaluations are named '{name}'", "give each its own `name`")
-        specs.append(EvaluationSpec(place, entry.use, name, entry.model_extra or {}))
+        found = evaluation_spec(entry, document.where(("evaluate", i)))
+        if found.name in (spec.name for spec in specs):
+            what = f"two evaluations are named '{found.name}'"
+            problems.add(found.place, what, "give each its own `name`")
+        specs.append(found)
     if specs and fields.merge is not None and "merged" in fields.models:
         problems.add(
             document.where(("models", "merged")),

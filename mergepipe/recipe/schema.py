@@ -38,6 +38,9 @@ def _shorten(definitions: dict[str, Any]) -> None:
     """Allow the short forms: a model as its path, models as their names, one glob."""
     shorthand = {"type": "string", "description": "a folder, or org/name@revision"}
     definitions["ModelFields"] = {"anyOf": [shorthand, definitions["ModelFields"]]}
+    named = {"type": "string", "description": "a model, or `union`"}
+    definitions["TokenizerFields"] = {"anyOf": [named, definitions["TokenizerFields"]]}
+    definitions["TokenFields"] = {"anyOf": [{"const": "zero"}, definitions["TokenFields"]]}
     merge, rule = definitions["MergeFields"]["properties"], definitions["RuleFields"]["properties"]
     names = {"type": "array", "items": {"type": "string"}, "minItems": 1, "uniqueItems": True}
     merge["models"] = {"anyOf": [merge["models"], names]}

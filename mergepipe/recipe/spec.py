@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from mergepipe.checkpoint import ModelSource
+from mergepipe.evaluate import MAX_ERROR_RATE, Split
+from mergepipe.recipe.search import SearchSpec
 from mergepipe.recipe.settings import Settings
+from mergepipe.tokenizer import TokenizerChoice
+from mergepipe.transplant import Parameters
+from mergepipe.transplant.options import Options
 
 __all__ = [
     "EvaluationSpec",
@@ -19,6 +24,7 @@ __all__ = [
     "Recipe",
     "Rule",
     "Slice",
+    "TransplantSpec",
 ]
 
 NanPolicy: TypeAlias = Literal["refuse", "base", "allow"]
@@ -84,6 +90,19 @@ class MergeSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class TransplantSpec:
+    """A model that gets another tokenizer: a model's, or one that is alone in `folder`."""
+
+    place: str
+    model: str
+    donor: str | None
+    folder: Path | None
+    method: str
+    parameters: Parameters | None  # None where they have faults
+    options: Options
+
+
+@dataclass(frozen=True, slots=True)
 class OutputSpec:
     """Where the checkpoint goes, and how it is stored."""
 
@@ -101,6 +120,9 @@ class EvaluationSpec:
     use: str
     name: str
     parameters: Mapping[str, Any]
+    limit: int | None = None
+    split: Split | None = None
+    max_error_rate: float = MAX_ERROR_RATE
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,13 +135,15 @@ class Recipe:
     compares: bool  # the merges are alternatives, not stages
     seed: int
     nan_policy: NanPolicy
-    tokenizer: str | None
+    tokenizer: TokenizerChoice | None
     chat_template: str | None  # a model's label
     evaluations: tuple[EvaluationSpec, ...]
     output: OutputSpec
     data: Any = field(repr=False, default=None)
     compat: str | None = None  # whose rules hold for tensors of other shapes
     jinja: str | None = None  # the text of a chat template that is none of the models'
+    transplants: Mapping[str, TransplantSpec] = field(default_factory=dict)  # by stage
+    search: SearchSpec | None = None
 
     @property
     def result(self) -> str:

@@ -1,7 +1,11 @@
 """A checkpoint on disk: written beside its place, put in place when it is whole."""
 
 from mergepipe.write.faults import disk_faults
-from mergepipe.write.files import write_companions
+from mergepipe.write.files import (
+    tokenizer_files,
+    write_companions,
+    write_tokenizer,
+)
 from mergepipe.write.folder import STAGES, check_target, new_folder, partial_folder
 from mergepipe.write.journal import JOURNAL_FILE, Journal, Record, read_journal
 from mergepipe.write.resume import sound_records
@@ -19,5 +23,7 @@ __all__ = [
     "partial_folder",
     "read_journal",
     "sound_records",
+    "tokenizer_files",
     "write_companions",
+    "write_tokenizer",
 ]

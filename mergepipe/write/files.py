@@ -15,9 +15,17 @@ from typing import Any
 
 from mergepipe.checkpoint import with_layers, with_vocabulary
 from mergepipe.errors import InputError, Problem, Problems, has_secret
+from mergepipe.tokenizer import ResultTokenizer, check_samples, with_ids, with_rows
 from mergepipe.write.faults import disk_faults
 
-__all__ = ["CHAT_TEMPLATES", "TOKENIZER_FILES", "write_companions"]
+__all__ = [
+    "CHAT_TEMPLATES",
+    "TOKENIZER_FILES",
+    "result_settings",
+    "tokenizer_files",
+    "write_companions",
+    "write_tokenizer",
+]
 
 CHAT_TEMPLATES = ("chat_template.jinja", "chat_template.json")
 TOKENIZER_FILES = (
@@ -60,6 +68,7 @@ def write_companions(
     layers: Sequence[int] | None = None,
     rows: int | None = None,
     jinja: str | None = None,
+    made: ResultTokenizer | None = None,
 ) -> None:
     """Write configuration from `config`'s folder, tokenizer and chat template from theirs.
 
@@ -67,7 +76,7 @@ def write_companions(
     `dtype` is the torch name that `config.json` shall give, None to leave what it says; `layers`
     are those of `config`'s model that the result's are like, None for the same; `rows` are those
     of the vocabulary, where it was cut. `jinja` is the text of a chat template in place of any
-    model's.
+    model's. `made` is the tokenizer in place of the files of `tokenizer`; it is loaded and checked.
 
     Raises
     ------
@@ -79,20 +88,40 @@ def write_companions(
     """
     with disk_faults(folder):
         settings = _read(config / "config.json") if settings is None else settings
-        resized = settings if layers is None else with_layers(settings, layers)
-        if rows is not None:
-            resized = with_vocabulary(resized, rows)
-        _write(folder / "config.json", _public(resized, dtype, problems))
+        said = result_settings(settings, dtype, problems, layers=layers, rows=rows, made=made)
+        _write(folder / "config.json", said)
         _copy(config, folder, _BASE_FILES)
         _copy_code(config, "config.json", settings, folder, problems)
         _copy_modules(config, folder, problems)
-        _copy_tokenizer(tokenizer, folder, problems)
+        if made is None:
+            _copy_tokenizer(tokenizer, folder, problems)
+        else:
+            write_tokenizer(made, folder, problems)
+            _set_generation_ids(made, folder)
         if jinja is not None:
             _set_template(jinja, folder)
         elif chat_template == tokenizer:
             _copy_templates(tokenizer, folder)
         else:
             _move_template(chat_template, folder, problems)
+
+
+def result_settings(
+    settings: Mapping[str, Any],
+    dtype: str | None,
+    problems: Problems,
+    *,
+    layers: Sequence[int] | None = None,
+    rows: int | None = None,
+    made: ResultTokenizer | None = None,
+) -> dict[str, Any]:
+    """Give what `config.json` of a result says, by the `settings` of the model that it is like."""
+    resized = settings if layers is None else with_layers(settings, layers)
+    if rows is not None:
+        resized = with_vocabulary(resized, rows)
+    if made is not None:
+        resized = with_ids(with_rows(resized, made.rows), made.ids)
+    return _public(resized, dtype, problems)
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -150,9 +179,45 @@ def _copy_modules(source: Path, folder: Path, problems: Problems) -> None:
     _copy(source, folder, _ENCODER_FILES)
 
 
-def _copy_tokenizer(source: Path, folder: Path, problems: Problems) -> None:
+def tokenizer_files(source: Path) -> tuple[str, ...]:
+    """Give the names of the files of a model's folder that are its tokenizer's."""
     names = (*TOKENIZER_FILES, *sorted(path.name for path in source.glob("*.tiktoken")))
-    if not _copy(source, folder, names):
+    return tuple(name for name in names if (source / name).is_file())
+
+
+def write_tokenizer(made: ResultTokenizer, folder: Path, problems: Problems) -> None:
+    """Write the files of a tokenizer, and see that what was written is what it should be.
+
+    Raises
+    ------
+    InputError
+        if the saved tokenizer gives a text other ids.
+    EnvironmentFault
+        if a file cannot be read or written.
+
+    """
+    with disk_faults(folder):
+        for name, content in made.files.items():
+            if isinstance(content, bytes):
+                (folder / name).write_bytes(content)
+            else:
+                shutil.copyfile(content, folder / name)
+        settings = _read(folder / "tokenizer_config.json")
+        _copy_code(made.folder, "tokenizer_config.json", settings, folder, problems)
+        check_samples(folder, made)
+
+
+def _set_generation_ids(made: ResultTokenizer, folder: Path) -> None:
+    """Set the ids in `generation_config.json`; write one where a list of ends stands only there."""
+    file = folder / "generation_config.json"
+    stated = any(value is not None for value in made.generation_ids.values())
+    if made.generation_ids and (file.is_file() or stated):
+        settings = {**_read(file), **made.generation_ids}
+        _write(file, {key: one for key, one in settings.items() if one is not None})
+
+
+def _copy_tokenizer(source: Path, folder: Path, problems: Problems) -> None:
+    if not _copy(source, folder, tokenizer_files(source)):
         problems.warn(source.name, "has no tokenizer files; the result has none either")
     settings = _read(source / "tokenizer_config.json")
     _copy_code(source, "tokenizer_config.json", settings, folder, problems)

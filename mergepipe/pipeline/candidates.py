@@ -1,0 +1,127 @@
+"""Candidates of a search, made in memory and scored, in a worker's process."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mergepipe.errors import EnvironmentFault, MergepipeError, Problems
+from mergepipe.evaluate import (
+    Cache,
+    Evaluation,
+    ScoreRow,
+    Settings,
+    Split,
+    open_cache,
+    refuse_unallowed,
+    score,
+)
+from mergepipe.execute import Resources
+from mergepipe.model import Model
+from mergepipe.pipeline.live import LiveModels
+from mergepipe.pipeline.preparing import prepare_document, replanned
+from mergepipe.pipeline.scoring import input_model
+from mergepipe.plugins import load_plugins
+from mergepipe.recipe import Document
+from mergepipe.search.pool import Answer, Job, Scorer
+from mergepipe.search.space import read_space
+
+__all__ = ["Setting", "candidate_scorer"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """All that a worker needs: the recipe with what is searched in it, and what it may use."""
+
+    document: Document
+    layers: int | None
+    names: tuple[str, ...]  # of the evaluations that are scored
+    resources: Resources
+    plugins: tuple[Path, ...]
+    allowed: frozenset[str]
+    cache: Path | None
+
+
+def candidate_scorer(setting: Setting) -> Scorer:
+    """Give the function that scores candidates; called once in each worker."""
+    import torch
+
+    torch.set_num_threads(setting.resources.threads or 1)
+    return _Candidates(setting)
+
+
+class _Candidates:
+    """Room for one candidate after the other."""
+
+    def __init__(self, setting: Setting) -> None:
+        problems, document = Problems(), setting.document
+        resources = setting.resources
+        self._prepared = prepare_document(
+            document, problems, resources=resources, plugins=load_plugins(setting.plugins)
+        )
+        self._space = read_space(document, setting.layers, problems)
+        problems.raise_any()
+        found = self._prepared.evaluations
+        self._evaluations = tuple(one for one in found if one.name in setting.names)
+        refuse_unallowed(self._evaluations, setting.allowed)
+        self._room = LiveModels(resources, device=resources.device or "cpu")
+        self._setting = setting
+        self._cache: Cache | None = None
+        if setting.cache is not None:  # it is closed with the process
+            self._cache = ExitStack().enter_context(open_cache(setting.cache))
+
+    def __call__(self, job: Job) -> Answer:
+        """Score a candidate or an input: see `Job`."""
+        began = time.perf_counter()
+        try:
+            model = self._candidate(job) if job.label is None else self._input(job.label)
+            made = time.perf_counter()
+            rows, reason, trace, is_environment = self._scored(model, job)
+        except MergepipeError as error:
+            seconds = time.perf_counter() - began
+            elsewhere = error.exit_status == EnvironmentFault.exit_status
+            return Answer(reason=str(error), seconds=seconds, is_environment=elsewhere)
+        return Answer(
+            rows,
+            reason,
+            trace,
+            seconds=time.perf_counter() - began,
+            merging=made - began,
+            is_environment=is_environment,
+        )
+
+    def _candidate(self, job: Job) -> Model:
+        candidate = replanned(self._prepared, self._space.filled(job.values))
+        return self._room.merged(candidate, candidate.plans[-1])
+
+    def _input(self, label: str) -> Model:
+        return input_model(self._prepared, label)
+
+    def _scored(self, model: Model, job: Job) -> tuple[tuple[ScoreRow, ...], str, str, bool]:
+        """Give the rows of the first evaluations up to one that fails, and why that does."""
+        rows: list[ScoreRow] = []
+        cache = None if job.fresh else self._cache
+        for evaluation in self._evaluations:
+            settings = Settings(part=job.part, cache=cache, allowed=self._setting.allowed)
+            scores = score([model], [_on_items(evaluation, job.items)], settings)
+            rows += scores.rows
+            for failure in scores.failures:
+                elsewhere = failure.exit_status == EnvironmentFault.exit_status
+                where = "" if failure.item is None else f", item {failure.item}"
+                reason = f"{failure.evaluation}{where}: {failure.reason}"
+                return tuple(rows), reason, failure.traceback, elsewhere
+        return tuple(rows), "", "", False
+
+
+def _on_items(evaluation: Evaluation, count: int | None) -> Evaluation:
+    """Give an evaluation on so many of its items: with a split, some that more would hold too."""
+    if count is None:
+        return evaluation
+    split = evaluation.split
+    if split is None:
+        return replace(evaluation, limit=min(count, evaluation.limit or count))
+    count = min(count, split.search)
+    rest = split.search + split.holdout - count
+    return replace(evaluation, split=Split(count, rest, split.seed))

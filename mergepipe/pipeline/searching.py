@@ -1,0 +1,414 @@
+"""A recipe's searched values tuned: candidates in memory, trials in a study, the best as a recipe."""
+
+from __future__ import annotations
+
+import copy
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mergepipe.checkpoint import depth_of
+from mergepipe.errors import InputError, Problem, Problems
+from mergepipe.evaluate import Evaluation
+from mergepipe.evaluate.cache import key_of
+from mergepipe.pipeline.candidates import Setting, candidate_scorer
+from mergepipe.pipeline.preparing import Prepared
+from mergepipe.recipe import Document, SearchSpec, parse
+from mergepipe.search.finals import finalists_of, judge, scored_inputs
+from mergepipe.search.loop import Loop, Rules, best_of
+from mergepipe.search.objective import Objective, with_best
+from mergepipe.search.optimizer import Nevergrad, batch_size
+from mergepipe.search.outputs import recipe_text, trials_csv, trials_json, write_text
+from mergepipe.search.pool import Pool
+from mergepipe.search.space import Choice, Gene, Space, Value, read_space
+from mergepipe.search.study import Study, Trial, open_study
+from mergepipe.search.verdict import Verdict
+from mergepipe.write import disk_faults
+
+__all__ = ["BEST_FILE", "Searched", "Searching", "TRIALS_FILE", "search", "search_folder"]
+
+BEST_FILE = "best.yaml"
+TRIALS_FILE = "trials.db"
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Searching:
+    """What a search may use, beside what its recipe says.
+
+    `report` is told every trial that is done, and how many there will be at most.
+    """
+
+    workers: int = 1
+    storage: str | None = None  # an SQLAlchemy URL; default: an SQLite file in the folder
+    plugins: tuple[Path, ...] = ()
+    allowed: frozenset[str] = frozenset()
+    cache: Path | None = None
+    report: Callable[[Trial, int], None] | None = None
+    tell: Tell | None = None
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What a search found, and where it is kept."""
+
+    folder: Path
+    genes: tuple[Gene, ...]
+    names: tuple[str, ...]  # of the losses
+    trials: tuple[Trial, ...]
+    winner: Trial
+    verdict: Verdict
+    finalists: tuple[Trial, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def best(self) -> Path:
+        """The recipe of the winner."""
+        return self.folder / BEST_FILE
+
+
+def search_folder(target: Path) -> Path:
+    """Give the folder where the search for an output keeps what it finds."""
+    return target.with_name(f"{target.name}.search")
+
+
+def search(prepared: Prepared, how: Searching) -> Searched:
+    """Tune a recipe, going on where a search that was cut off stopped; the winner is not merged.
+
+    Trials, the winner's recipe, and what held-out items say of it are kept beside the output, in
+    `search_folder`.
+
+    Raises
+    ------
+    InputError
+        if the recipe searches nothing, its ranges hold values that are none, the folder belongs to
+        another search, or too many candidates fail.
+    EnvironmentFault
+        from the disk, the storage, or an evaluation's server; what is done is kept.
+    KeyboardInterrupt
+        saying what is kept.
+
+    """
+    run = _Search(prepared, how)
+    with _locked(run.folder):
+        return run.run()
+
+
+class _Search:
+    """One search of a prepared recipe."""
+
+    def __init__(self, prepared: Prepared, how: Searching) -> None:
+        spec, document = prepared.recipe.search, prepared.searched
+        if spec is None or document is None:
+            what = "the recipe has no `search:` section"
+            raise InputError(Problem(prepared.recipe.file.name, what, "add one"))
+        if prepared.target is None:
+            raise InputError(
+                Problem("output.path", "no output folder", "set it, or give --out DIR")
+            )
+        self.prepared, self.how = prepared, how
+        self.spec, self.document = spec, document
+        self.space, self.layers = _space(prepared, document)
+        self.evaluations = [one for one in prepared.evaluations if one.name in spec.weights]
+        self.folder = search_folder(prepared.target)
+        self.warnings: list[str] = []
+        self.trials: list[Trial] = []
+
+    def run(self) -> Searched:
+        """Search, judge, and write what was found."""
+        fields = self.spec.fields
+        objective = _objective(self.spec)
+        batch = fields.batch or batch_size(fields.optimizer, len(self.space.genes))
+        study = self._study(objective)
+        kept = study.agree(_setup(self.prepared, self.spec, self.space, self.evaluations, batch))
+        optimizer = Nevergrad(
+            fields.optimizer,
+            self.space.genes,
+            budget=int(kept["budget"]),
+            batch=batch,
+            seed=fields.seed,
+        )
+        pool = self._pool()
+        try:
+            objective = self._completed(objective, pool)
+            loop = Loop(
+                optimizer,
+                study,
+                objective,
+                _rules(self.spec, batch, self._items()),
+                pool.run,
+                self._done,
+            )
+            self.trials = loop.trials
+            loop.run()
+            verdict = judge(
+                pool.run,
+                objective,
+                loop.trials,
+                tuple(self.prepared.checkpoints),
+                is_split=self._is_split(),
+                most=fields.finalists,
+            )
+        except KeyboardInterrupt as stop:
+            raise KeyboardInterrupt(self._kept()) from stop
+        finally:
+            pool.close()
+        if verdict is None:
+            raise InputError(Problem("search", "no candidate could be scored on all items"))
+        return self._written(objective, loop.trials, verdict)
+
+    def _study(self, objective: Objective) -> Study:
+        with disk_faults(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        storage = self.how.storage or f"sqlite:///{(self.folder / TRIALS_FILE).resolve()}"
+        return open_study(
+            storage,
+            self.folder.name,
+            self.space.genes,
+            objectives=len(objective.names),
+            where=self.how.storage or str(self.folder / TRIALS_FILE),
+        )
+
+    def _pool(self) -> Pool:
+        setting = Setting(
+            document=self.document,
+            layers=self.layers,
+            names=tuple(self.spec.weights),
+            resources=self._share(),
+            plugins=self.how.plugins,
+            allowed=self.how.allowed,
+            cache=self.how.cache,
+        )
+        return Pool(
+            candidate_scorer,
+            setting,
+            workers=self.how.workers,
+            timeout=self.spec.fields.timeout,
+            scratch=self.folder / "scratch",
+        )
+
+    def _share(self) -> Any:
+        """Give what one worker may use."""
+        resources, workers = self.prepared.resources, self.how.workers
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        threads = resources.threads or max(1, (cores or 1) // workers)
+        memory = resources.max_memory
+        return replace(
+            resources,
+            threads=threads,
+            max_memory=None if memory is None else max(1, memory // workers),
+        )
+
+    def _completed(self, objective: Objective, pool: Pool) -> Objective:
+        """Score the inputs, where losses are relative to theirs."""
+        if not objective.is_relative:
+            return objective
+        inputs = scored_inputs(pool.run, tuple(self.prepared.checkpoints), "search")
+        return with_best(objective, list(inputs.values()))
+
+    def _items(self) -> int:
+        """Give how many items the largest evaluation is known to have."""
+        known = [one.split.search if one.split else one.limit for one in self.evaluations]
+        if self.spec.fields.halving is not None and None in known:
+            what = "needs evaluations that say how many items there are"
+            raise InputError(Problem("search.halving", what, "give them `split:` or `limit:`"))
+        return max(count or 0 for count in known)
+
+    def _is_split(self) -> bool:
+        without = [one.name for one in self.evaluations if one.split is None]
+        if without:
+            self.warnings.append(
+                f"{', '.join(without)}: no `split:`, so gains are those on the items that were "
+                "searched on, and look better than they are"
+            )
+        return not without
+
+    def _done(self, trial: Trial) -> None:
+        if self.how.report is not None:
+            self.how.report(trial, self.spec.fields.budget)
+
+    def _kept(self) -> str:
+        best = best_of(self.trials)
+        done = f"{len(self.trials)} trials are kept"
+        found = "" if best is None else f", the best loss is {best.losses[0]:.6g}"
+        return f"{done}{found}; run the same command again to go on"
+
+    def _written(self, objective: Objective, trials: Sequence[Trial], verdict: Verdict) -> Searched:
+        """Write the winner's recipe, the trials and the verdict."""
+        winner = next(one for one in trials if one.number == verdict.winner)
+        fields, genes = self.spec.fields, self.space.genes
+        searched = Searched(
+            self.folder,
+            genes,
+            objective.names,
+            tuple(trials),
+            winner,
+            verdict,
+            tuple(finalists_of(objective, trials, fields.finalists)),
+            tuple(self.warnings),
+        )
+        with disk_faults(self.folder):
+            write_text(self.folder / "trials.csv", trials_csv(genes, objective.names, trials))
+            write_text(self.folder / "trials.json", trials_json(genes, objective.names, trials))
+            text = json.dumps(verdict.plain(), indent=1) + "\n"
+            write_text(self.folder / "verdict.json", text)
+            write_text(searched.best, self._recipe(winner, len(trials)))
+            if objective.is_front:
+                (self.folder / "front").mkdir(exist_ok=True)
+                for one in searched.finalists:
+                    file = self.folder / "front" / f"{one.number:05d}.yaml"
+                    write_text(file, self._recipe(one, len(trials)))
+        return searched
+
+    def _recipe(self, trial: Trial, count: int) -> str:
+        values = trial.values
+        data = _absolute(self.prepared, self.space.filled(values).data, self.prepared.evaluations)
+        scores = ", ".join(f"{name} {value:.6g}" for name, value in trial.scores.items())
+        comment = (
+            f"Trial {trial.number} of {count} by {self.spec.fields.optimizer}, of the search in\n"
+            f"{self.prepared.recipe.file.name}. On the items that were searched on: {scores}."
+        )
+        return recipe_text(data, comment)
+
+
+def _space(prepared: Prepared, document: Document) -> tuple[Space, int | None]:
+    """Give the space, checked: its bounds and choices must each make a recipe."""
+    plan, problems = prepared.plans[-1], Problems()
+    layers = depth_of(plan.donor.config) if plan.layers is None else len(plan.layers)
+    space = read_space(document, layers, problems)
+    problems.raise_any()
+    for values in _corners(space):
+        found = Problems()
+        parse(space.filled(values), found)
+        for one in found.found:
+            problems.add(one.where, f"not all of the range can be used: {one.what}", one.fix)
+    problems.raise_any()
+    return space, layers
+
+
+def _corners(space: Space) -> Iterator[tuple[Value, ...]]:
+    """Give all lows, all highs, and each choice of any place once."""
+    most = max(len(one.values) if isinstance(one, Choice) else 2 for one in space.genes)
+    for at in range(most):
+        yield tuple(_corner(gene, at) for gene in space.genes)
+
+
+def _corner(gene: Gene, at: int) -> Value:
+    if isinstance(gene, Choice):
+        return gene.values[at % len(gene.values)]
+    value = gene.high if at % 2 else gene.low
+    return round(value) if gene.is_int else value
+
+
+def _objective(spec: SearchSpec) -> Objective:
+    fields = spec.fields
+    return Objective(
+        spec.weights,
+        is_front=fields.pareto is not None,
+        is_relative=fields.scale == "relative",
+        penalty=fields.penalty,
+    )
+
+
+def _rules(spec: SearchSpec, batch: int, most: int) -> Rules:
+    fields, rungs = spec.fields, []
+    if fields.halving is not None:
+        count = float(fields.halving.items)
+        while count < most:
+            rungs.append(round(count))
+            count /= fields.halving.keep
+    return Rules(
+        fields.budget,
+        batch,
+        fields.patience,
+        fields.max_failed_share,
+        (*rungs, None),
+        fields.halving.keep if fields.halving else 0.5,
+    )
+
+
+def _setup(
+    prepared: Prepared,
+    spec: SearchSpec,
+    space: Space,
+    evaluations: Sequence[Evaluation],
+    batch: int,
+) -> dict[str, Any]:
+    """Give all that decides the trials, for JSON."""
+    from mergepipe.model.fingerprint import file_digest
+
+    data = {k: v for k, v in space.document.data.items() if k not in {"search", "output"}}
+    loose = {"budget", "patience", "timeout", "max_failed_share", "finalists"}
+    search = spec.fields.model_dump(exclude=loose)
+    weights = {
+        label: [file_digest(file) for file in sorted({t.file for t in one.tensors.values()})]
+        for label, one in prepared.checkpoints.items()
+    }
+    return {
+        "recipe": data,
+        "search": {**search, "batch": batch},
+        "genes": [asdict(gene) for gene in space.genes],
+        "evaluations": {one.name: _content(one) for one in evaluations},
+        "weights": weights,
+        "plugins": dict(prepared.plugins),
+        "mergepipe": version("mergepipe"),
+        "budget": spec.fields.budget,
+        "libraries": {name: version(name) for name in ("nevergrad", "numpy")},
+    }
+
+
+def _content(evaluation: Evaluation) -> str:
+    """Give a digest of the evaluator's code and of the data that it reads."""
+    evaluator = evaluation.evaluator
+    keyed = replace(evaluator, cached=None, digest=evaluator.digest or "none")
+    return key_of(keyed, evaluation.parameters, evaluation.folder, fingerprint="search")
+
+
+def _absolute(prepared: Prepared, data: Any, evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+    """Give a recipe that means the same wherever it stands."""
+    folder, found = prepared.recipe.file.parent, copy.deepcopy(data)
+    for label, source in prepared.recipe.sources.items():
+        entry = found["models"][label]
+        entry = dict(entry) if isinstance(entry, dict) else {"path": entry}
+        if source.path is not None:
+            entry["path"] = str(source.path.resolve())
+        if source.adapter is not None:
+            entry["adapter"] = str(source.adapter.resolve())
+        found["models"][label] = entry["path"] if set(entry) == {"path"} else entry
+    for entry, evaluation in zip(found.get("evaluate", []), evaluations, strict=True):
+        entry.update(_paths(entry, evaluation, folder))
+    if found.get("output", {}).get("path") is not None:
+        found["output"]["path"] = str(prepared.recipe.output.path)
+    return dict(found)
+
+
+def _paths(entry: Mapping[str, Any], evaluation: Evaluation, folder: Path) -> dict[str, str]:
+    """Give the parameters of an evaluation that are paths, as absolute ones."""
+    read = evaluation.parameters.model_dump(by_alias=True)
+    return {
+        key: str((folder / Path(value).expanduser()).resolve())
+        for key, value in entry.items()
+        if isinstance(value, str)
+        and (isinstance(read.get(key), Path) or ("/" in value and (folder / value).exists()))
+    }
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other searches out of the folder while this one goes on."""
+    with disk_faults(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / "lock").open("w")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            what = "another search goes on in this folder"
+            raise InputError(Problem(str(folder), what, "wait for it, or name another")) from error
+        yield

@@ -1,0 +1,103 @@
+"""What a transplant did: how many tokens were copied, how well the others were made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mergepipe.tokenizer.digits import numeral_warning
+from mergepipe.tokenizer.vocabulary import Token
+
+if TYPE_CHECKING:
+    from mergepipe.transplant.planning import Transplant
+
+__all__ = ["TableReport", "Worst", "as_json", "quantiles", "worst_tokens"]
+
+_QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
+_WORST = 20
+
+Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Worst:
+    """A token whose row was made badly: `residual` of its donor row, where there is one."""
+
+    id: int
+    token: str
+    residual: float | None
+    norm: float
+
+
+@dataclass(frozen=True, slots=True)
+class TableReport:
+    """One tensor: rows by what they were given, and quantiles (`0.5` is the median).
+
+    `residuals` are parts of the norm of the donor's rows that the method does not explain; `base`
+    are the norms of the base's rows, `copied` and `made` those of the result's.
+    """
+
+    tensor: str
+    side: str
+    rows: Mapping[str, int]
+    residuals: Mapping[str, float]
+    norms: Mapping[str, Mapping[str, float]]
+    worst: tuple[Worst, ...]
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, stored: Mapping[str, Any]) -> TableReport:
+        """Read what `dataclasses.asdict` gave."""
+        worst = tuple(Worst(**one) for one in stored["worst"])
+        return cls(**{**stored, "worst": worst, "notes": tuple(stored["notes"])})
+
+
+def quantiles(values: Numbers) -> dict[str, float]:
+    """Give a few quantiles by name; none of nothing."""
+    if not len(values):
+        return {}
+    found = np.quantile(values, _QUANTILES)
+    return {f"{q:g}": float(one) for q, one in zip(_QUANTILES, found, strict=True)}
+
+
+def worst_tokens(
+    tokens: Sequence[Token], residuals: Numbers | None, norms: Numbers
+) -> tuple[Worst, ...]:
+    """Give the tokens of the largest residuals; without any, those of the longest rows."""
+    ranked = np.argsort(-(norms if residuals is None else residuals), kind="stable")[:_WORST]
+    return tuple(
+        Worst(
+            tokens[at].id,
+            tokens[at].text,
+            None if residuals is None else float(residuals[at]),
+            float(norms[at]),
+        )
+        for at in ranked
+    )
+
+
+def as_json(transplant: Transplant, tables: Sequence[TableReport]) -> dict[str, Any]:
+    """Give the report for machines."""
+    choice = transplant.choice
+    found, labels = transplant.match, (transplant.base.label, transplant.donor.label)
+    return {
+        "model": labels[0],
+        "tokenizer": labels[1],
+        "method": choice.method,
+        "parameters": choice.parameters.model_dump(mode="json"),
+        "options": asdict(choice.options),
+        "seed": choice.seed,
+        "tokens": len(found.donor),
+        "rows": transplant.rows,
+        "matches": dict(found.counts),
+        "digits": {
+            "model": str(transplant.digits[0]),
+            "tokenizer": str(transplant.digits[1]),
+            "warning": numeral_warning(*transplant.digits, labels),
+        },
+        "tables": [asdict(one) for one in tables],
+    }

@@ -1,0 +1,1 @@
+"""Transplant methods, one file each; `mergepipe.transplant` says what one is."""

@@ -1,0 +1,277 @@
+"""Transplants as stages of recipes: then merges of models with other tokenizers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from material import glass
+from peak import peak_bytes
+from transplanted import EMBEDDING, HEAD, LETTERS, WORDS, set_tensor, tensors, write_model
+
+from mergepipe.errors import InputError
+from mergepipe.pipeline import merge, prepare
+from mergepipe.verify import verify
+
+OTHERS = (*LETTERS, "ho", "▁sings", "cat")
+LABELS = ("base", "expert", "target")
+MIB = 1 << 20
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A base and its fine-tune with one tokenizer, and a model with another."""
+    write_model(tmp_path / "base", WORDS, dtype="F32")
+    write_model(tmp_path / "expert", WORDS, seed=1, dtype="F32")
+    write_model(tmp_path / "target", OTHERS, seed=2, dtype="F32")
+    return tmp_path
+
+
+def write_recipe(folder: Path, name: str = "recipe.yaml", **parts) -> Path:
+    models = {label: label for label in LABELS}
+    recipe = {"mergepipe": 1, "models": models, "output": {"path": "merged"}, **parts}
+    (folder / name).write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    return folder / name
+
+
+def aligned(model: str = "expert", **more) -> dict:
+    return {"transplant": {"model": model, "tokenizer": "target", "method": "subword", **more}}
+
+
+def linear(*labels: str, **more) -> dict:
+    return {"merge": {"method": "linear", "models": {x: {"weight": 1.0} for x in labels}, **more}}
+
+
+def run(recipe: Path, **options) -> dict[str, torch.Tensor]:
+    prepared = prepare(recipe, **options)
+    merge(prepared, overwrite=True, sync=False)
+    assert prepared.target is not None
+    return tensors(prepared.target)
+
+
+def test_models_of_two_tokenizers_are_merged_by_token(folder):
+    stages = {"aligned": aligned(), "final": linear("target", "aligned")}
+    merged = run(write_recipe(folder, stages=stages))[EMBEDDING]
+    expert, target = (tensors(folder / name)[EMBEDDING] for name in ("expert", "target"))
+    ho = torch.stack([expert[1 + WORDS.index(letter)] for letter in "ho"]).mean(0)
+    rows = {"a": expert[1], "z": expert[26], "ho": ho}
+    for text, theirs in rows.items():
+        at = 1 + OTHERS.index(text)
+        torch.testing.assert_close(merged[at], (theirs + target[at]) / 2, rtol=0, atol=1e-6)
+
+
+def test_the_result_has_the_tokenizer_of_the_transplant(folder):
+    # The first model, whose files the result gets, is the transplanted one.
+    stages = {"aligned": aligned(), "final": linear("aligned", "target")}
+    run(write_recipe(folder, stages=stages))
+    theirs = (folder / "target" / "tokenizer.json").read_bytes()
+    assert (folder / "merged" / "tokenizer.json").read_bytes() == theirs
+    config = json.loads((folder / "merged" / "config.json").read_text())
+    assert config["vocab_size"] == len(OTHERS) + 1
+
+
+def test_without_a_transplant_the_same_merge_is_refused(folder):
+    recipe = write_recipe(folder, **linear("expert", "target"))
+    with pytest.raises(InputError, match="shape"):
+        prepare(recipe)
+
+
+def test_no_model_is_copied_for_a_stage_before_the_last(folder):
+    stages = {"aligned": aligned(), "final": linear("target", "aligned")}
+    prepared = prepare(write_recipe(folder, stages=stages))
+    rows = 2 * (len(OTHERS) + 1) * 64 * 4
+    assert prepared.disk_bytes == rows + prepared.plans[-1].bytes_written
+
+
+def test_a_merge_may_be_transplanted(folder):
+    stages = {"merged_first": linear("base", "expert"), "final": aligned("merged_first")}
+    made = run(write_recipe(folder, stages=stages))
+    base, expert = (tensors(folder / name)[EMBEDDING] for name in ("base", "expert"))
+    torch.testing.assert_close(made[EMBEDDING][1], (base[1] + expert[1]) / 2, rtol=0, atol=1e-6)
+    assert len(made[EMBEDDING]) == len(OTHERS) + 1
+
+
+@pytest.mark.parametrize("method", ["omp", "subword", "common_interpolation"])
+def test_the_same_combination_is_made_for_a_model_and_its_fine_tune(folder, method):
+    # What is made is linear in the rows: so the task vector of a made row is that of its parts.
+    one = {"merge": {"method": "task_arithmetic", "base": "b", "models": {"e": {"weight": 1.0}}}}
+    same = {"method": method}
+    stages = {"b": aligned("base", **same), "e": aligned("expert", **same), "final": one}
+    merged = run(write_recipe(folder, stages=stages))
+    alone = run(write_recipe(folder, "alone.yaml", stages={"only": aligned("expert", **same)}))
+    for name in (EMBEDDING, HEAD):
+        torch.testing.assert_close(merged[name], alone[name], rtol=0, atol=1e-5)
+    base, expert = (tensors(folder / name)[EMBEDDING] for name in ("base", "expert"))
+    made = run(write_recipe(folder, "b.yaml", stages={"only": aligned("base", **same)}))
+    delta = alone[EMBEDDING] - made[EMBEDDING]
+    shared = torch.cat([base, expert]).shape  # both tables have the base's rows
+    assert shared[0] == 2 * (len(WORDS) + 1)
+    torch.testing.assert_close(delta[1], expert[1] - base[1], rtol=0, atol=1e-6)
+
+
+def test_the_manifest_says_what_was_done_and_holds(folder):
+    run(write_recipe(folder, seed=3, transplant=aligned(method="normal")["transplant"]))
+    said = json.loads((folder / "merged" / "mergepipe.json").read_text())["transplants"]
+    assert said["transplant"]["method"] == "normal"
+    assert said["transplant"]["matches"]["missing"] == 3
+    assert said["transplant"]["files"].keys() == {"tokenizer.json", "tokenizer_config.json"}
+    verify(folder / "merged")
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"method": "omq"}, "unknown transplant method 'omq'; did you mean 'omp'"),
+        ({"k": 4}, "subword has no parameter 'k'"),
+        ({"method": "omp", "k": 0}, "greater than 0, got 0"),
+        ({"model": "exprt"}, "unknown model 'exprt'; did you mean 'expert'"),
+        ({"tokenizer": "tarjet"}, "'tarjet' is neither a model nor a folder"),
+        ({"tokenizer": "expert"}, "has this tokenizer already"),
+        ({"roles": {"<none>": "a"}}, "has no token <none>"),
+        ({"junk": "random"}, "must be 'mean' or 'zero'"),
+    ],
+)
+def test_a_wrong_stage_is_refused_in_words(folder, change, what):
+    with pytest.raises(InputError, match=what):
+        prepare(write_recipe(folder, **{"transplant": aligned(**change)["transplant"]}))
+
+
+@pytest.mark.parametrize(
+    ("stages", "what"),
+    [
+        ({"one": aligned("two"), "two": aligned("one")}, "cycle"),
+        ({"one": aligned(), "two": aligned("one")}, "by an earlier stage"),
+        ({"one": aligned(), "two": linear("base", "expert")}, "no later stage uses this one"),
+        ({"one": {**aligned(), **linear("base")}}, "exactly one of `merge:` and `transplant:`"),
+        ({"expert": aligned()}, "a model has this name"),
+    ],
+)
+def test_stages_that_do_not_fit_are_refused(folder, stages, what):
+    with pytest.raises(InputError, match=what):
+        prepare(write_recipe(folder, stages=stages))
+
+
+def test_a_tokenizer_is_not_chosen_beside_a_transplant(folder):
+    stages = {"aligned": aligned(), "final": linear("target", "aligned")}
+    with pytest.raises(InputError, match="leave `tokenizer` out"):
+        prepare(write_recipe(folder, stages=stages, tokenizer="target"))
+
+
+def child(recipe: Path, die_at: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run a recipe in a process of its own, which kills itself before a write."""
+    code = """
+import os, signal, sys
+from pathlib import Path
+from mergepipe.pipeline import merge, prepare
+die, count, write = int(sys.argv[2]), [0], os.pwrite
+def counting(*arguments):
+    count[0] += 1
+    if count[0] == die:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return write(*arguments)
+os.pwrite = counting
+merge(prepare(Path(sys.argv[1])), overwrite=True, tell=print)
+print("writes", count[0])
+"""
+    command = [sys.executable, "-c", code, str(recipe), str(die_at)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+def test_a_kill_does_no_harm_and_a_finished_table_is_not_made_again(folder):
+    stages = {"aligned": aligned(method="omp", k=4), "final": linear("target", "aligned")}
+    recipe = write_recipe(folder, stages=stages)
+    whole = child(recipe)
+    assert whole.returncode == 0, whole.stderr
+    writes = int(whole.stdout.split()[-1])
+    expected = (folder / "merged" / "model.safetensors").read_bytes()
+    again = []
+    for die_at in (2, writes // 4, writes // 2, writes - 2):
+        for path in sorted((folder / "merged").iterdir()):
+            path.unlink()
+        killed = child(recipe, die_at)
+        assert killed.returncode == -signal.SIGKILL
+        rerun = child(recipe)
+        assert rerun.returncode == 0, rerun.stderr
+        assert (folder / "merged" / "model.safetensors").read_bytes() == expected
+        again.append(rerun.stdout.count("rows to make"))
+    assert again[0] == 2
+    assert again[-1] == 0
+
+
+def test_a_changed_parameter_makes_the_rows_anew(folder):
+    recipe = write_recipe(folder, transplant=aligned(method="omp", k=4)["transplant"])
+    assert child(recipe, 12).returncode == -signal.SIGKILL
+    other = write_recipe(folder, transplant=aligned(method="omp", k=2)["transplant"])
+    assert child(other).stdout.count("rows to make") == 2
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_table(tmp_path):
+    words = [f"w{n}x" for n in range(20_000)]
+    write_model(tmp_path / "base", words, hidden=2048, layers=1, tied=True)
+    write_model(tmp_path / "target", [f"w{n}y" for n in range(20_000)], hidden=64, layers=1)
+    table = 20_001 * 2048 * 4
+    recipe = {
+        "mergepipe": 1,
+        "models": {"base": "base", "target": "target"},
+        "transplant": {"model": "base", "tokenizer": "target", "method": "mean"},
+        "output": {"path": "merged"},
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    code = (
+        "from pathlib import Path; from mergepipe.execute import Resources\n"
+        "from mergepipe.pipeline import merge, prepare\n"
+        f"merge(prepare(Path({str(tmp_path / 'recipe.yaml')!r}), "
+        f"resources=Resources(1, {32 * MIB})), sync=False)"
+    )
+    empty = peak_bytes(["-c", "import mergepipe.pipeline, mergepipe.transplant.making, numba"])
+    assert peak_bytes(["-c", code]) - empty < table + 100 * MIB
+
+
+def test_english_and_portuguese_meet_in_one_vocabulary(tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    for language in ("en", "pt"):
+        (tmp_path / language).mkdir()
+        glass(language, tmp_path / language)
+    recipe = {
+        "mergepipe": 1,
+        "models": {"en": "en", "pt": "pt"},
+        "stages": {
+            "aligned": {
+                "transplant": {"model": "en", "tokenizer": "pt", "method": "omp", "k": 16}
+            },
+            "final": linear("pt", "aligned"),
+        },
+        "output": {"path": "merged"},
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    started = time.monotonic()
+    merge(prepare(tmp_path / "recipe.yaml"), sync=False)
+    assert time.monotonic() - started < 60
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    asked = tokenizer("Era uma vez", return_tensors="pt", return_token_type_ids=False)
+    said = model.generate(**asked, max_new_tokens=8, do_sample=False, pad_token_id=0)
+    assert said.shape[1] > asked["input_ids"].shape[1]
+    assert int(said.max()) < model.config.vocab_size
+    with torch.inference_mode():
+        assert model(**asked).logits.isfinite().all()
+    verify(tmp_path / "merged")
+
+
+def test_a_bias_of_the_head_goes_with_its_tokens(folder):
+    bias = torch.arange(len(WORDS) + 1, dtype=torch.float32)
+    set_tensor(folder / "expert", "lm_head.bias", bias)
+    made = run(write_recipe(folder, transplant=aligned()["transplant"]))["lm_head.bias"]
+    assert made[1:27].equal(bias[1:27])
+    torch.testing.assert_close(made[27], bias.mean())
