@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 import math
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,6 +35,12 @@ def faults(use, folder, **parameters):
     problems = Problems()
     parse_evaluation(use, parameters, name=use, base_dir=folder, where="here", problems=problems)
     return " ".join(f"{one.where} {one.what}" for one in problems.found)
+
+
+def module(name):
+    """The file of a shipped evaluator."""
+    find_evaluator(name)
+    return sys.modules[f"mergepipe._evaluators.{name}"]
 
 
 @dataclass
@@ -197,3 +205,121 @@ def test_speed_is_tokens_over_seconds_of_a_real_model(tmp_path):
     assert result.metrics["generated"].value == pytest.approx(32 / seconds)
     assert result.metrics["read"].value > 0
     assert result.metrics["memory"].value > 10  # MB of this process, with torch in it
+
+
+# exact_match: what is compared, how, and over how many samples
+
+
+@pytest.mark.parametrize(
+    ("how", "text", "part"),
+    [
+        ("gsm8k_strict", "So 5 + 3 = 8.\n#### 8\n#### 9", "8"),
+        ("gsm8k_strict", "The answer is $1,200.50.", "$1,200.50"),
+        ("gsm8k_strict", "It is 8.", None),
+        ("gsm8k_strict", "####-7", "-7"),
+        ("last_number", "3 apples and 4 pears make 7.", "7"),
+        ("last_number", "10-3 = 7-0", "0"),
+        ("last_number", "x = -3", "-3"),
+        ("last_number", "none", None),
+        ("last_line", "a\n b \n\n", "b"),
+        ("last_line", " \n", None),
+        ("choice_letter", "The answer is (B), not (C).", "B"),
+        ("choice_letter", "A good answer: C", "C"),
+        ("choice_letter", "(D) is best", "D"),
+        ("choice_letter", "B. Because", "B"),
+        ("choice_letter", "I would say C.", "C"),
+        ("choice_letter", "A nice question", None),
+        ("([0-9]+) apples", "3 apples, 4 apples", "4"),
+    ],
+)
+def test_the_part_that_is_compared(how, text, part):
+    assert module("exact_match").extracted(text, how) == part
+
+
+@pytest.mark.parametrize(
+    ("changes", "said", "answer", "right"),
+    [
+        ([], " 18 ", "18", True),
+        ([], "18.0", "18", False),
+        (["number"], "$1,800.0.", "1800", True),
+        (["number"], "0.1", ".10", True),
+        (["number"], "0.30000000000000000000000000001", "0.3", False),
+        (["number"], "1e3", "1000", False),
+        (["number"], "nan", "NaN", False),
+        (["lower", "punctuation"], "The Cat!", "the cat", True),
+        (["strip"], " x ", "x", True),
+    ],
+)
+def test_answers_are_compared_as_they_are_normalised(tmp_path, changes, said, answer, right):
+    write(tmp_path / "p.jsonl", [{"prompt": "Q", "answer": [answer, "another"]}])
+    asked = context("exact_match", tmp_path, data="p.jsonl", normalize=changes)
+    result = find_evaluator("exact_match").evaluate(Scripted(texts={("Q", 0): said}), asked)
+    assert result.metrics["exact_match"].value == right
+    assert list(result.metrics) == ["exact_match"]
+
+
+def test_several_samples_give_their_mean_and_the_majoritys_answer(tmp_path):
+    write(tmp_path / "p.jsonl", [{"prompt": "Q", "answer": "8"}, {"prompt": "R", "answer": "1"}])
+    says = {"Q": ["#### 8", "#### 8.0", "#### 7", "none"], "R": ["none", "#### 2", "none", "none"]}
+    texts = {(name, seed): text for name, said in says.items() for seed, text in enumerate(said)}
+    asked = context(
+        "exact_match",
+        tmp_path,
+        data="p.jsonl",
+        extract="gsm8k_strict",
+        normalize=["number"],
+        samples=4,
+        temperature=0.7,
+    )
+    result = find_evaluator("exact_match").evaluate(Scripted(texts=texts), asked)
+    assert [dict(item.values) for item in result.items] == [
+        {"exact_match": 0.5, "maj@4": 1.0, "unextracted": 0.25},
+        {"exact_match": 0.0, "maj@4": 0.0, "unextracted": 0.75},
+    ]
+    assert not result.metrics["unextracted"].higher_is_better
+
+
+def test_conversations_are_asked_as_they_are(tmp_path):
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"}]
+    write(tmp_path / "p.jsonl", [{"messages": messages, "answer": "2"}])
+    asked = []
+
+    class Chat:
+        def generate(self, prompts, **_):
+            asked.extend(prompts)
+            return [Generation("2", 1) for _ in prompts]
+
+    given = context("exact_match", tmp_path, data="p.jsonl", chat=True)
+    assert find_evaluator("exact_match").evaluate(Chat(), given).metrics["exact_match"].value == 1
+    assert asked == [messages]
+
+
+@pytest.mark.parametrize(
+    ("record", "given", "said"),
+    [
+        ({"messages": [], "answer": "a"}, {}, "give `chat: true`"),
+        ({"messages": [], "answer": "a"}, {"chat": True}, "`messages` must be a list"),
+        (
+            {"messages": [{"role": "boss", "content": ""}], "answer": "a"},
+            {"chat": True},
+            "roles: s",
+        ),
+        ({"promt": "p", "answer": "a"}, {}, "did you mean 'promt'"),
+        ({"prompt": 3, "answer": "a"}, {}, "p.jsonl:1 field 'prompt' must be text, got 3"),
+        ({"prompt": "p", "answer": 3}, {}, "p.jsonl:1 field 'answer' must be text, or a list"),
+        ({"prompt": "p", "answer": []}, {}, "field 'answer' must be text, or a list"),
+        ({"prompt": "p", "answer": "a"}, {"extract": "("}, "or one of gsm8k_strict, last_number"),
+        ({"prompt": "p", "answer": "a"}, {"samples": 3}, "need a `temperature` above 0"),
+        ({"prompt": "p", "answer": "a"}, {"normalize": ["upper"]}, "normalize.0: must be"),
+    ],
+)
+def test_problems_that_cannot_be_judged_are_refused(tmp_path, record, given, said):
+    write(tmp_path / "p.jsonl", [record])
+    assert said in faults("exact_match", tmp_path, data="p.jsonl", **given)
+
+
+@pytest.mark.parametrize("name", ["exact_match", "classification", "code"])
+def test_the_examples_in_docstrings_hold(name):
+    found = doctest.testmod(module(name))
+    assert found.attempted
+    assert not found.failed

@@ -60,7 +60,9 @@ class _Safe(io.TextIOBase):
             os.dup2(nowhere.fileno(), stream.fileno())
 
     def isatty(self) -> bool:
-        return self._stream is not None and self._stream.isatty()
+        # Libraries keep the stream and ask it as the process ends.
+        stream = self._stream
+        return stream is not None and not stream.closed and stream.isatty()
 
     def fileno(self) -> int:
         if self._stream is None:

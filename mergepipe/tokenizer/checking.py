@@ -147,7 +147,8 @@ _WAYS: Mapping[str, str] = MappingProxyType(
         "subset": "align them: `tokenizer: {0}` matches rows by token",
         "superset": "align them: `tokenizer: {0}` matches rows by token and drops what it lacks",
         "different": "they share {2:.0%} of {0}'s tokens: first give {1} the tokenizer of {0} in a "
-        "`transplant` stage",
+        "`transplant` stage, and merge that: `stages: {{moved: {{transplant: {{model: {1}, "
+        "tokenizer: {0}}}}}, merged: {{merge: {{...}}}}}}`",
     }
 )
 
