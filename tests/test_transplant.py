@@ -291,7 +291,7 @@ def test_blocks_change_nothing(tmp_path, monkeypatch):
     donor = write_model(tmp_path / "donor", (*LETTERS, *more), seed=1)
     whole = transplant(model, donor, tmp_path / "whole", "normal")
     monkeypatch.setattr("mergepipe.transplant.making._BLOCK", 7)
-    monkeypatch.setattr("mergepipe.transplant.making._ROWS", 5)
+    monkeypatch.setattr("mergepipe.transplant.making._ELEMENTS", 300)
     cut = transplant(model, donor, tmp_path / "cut", "normal")
     assert all(cut[name].equal(value) for name, value in whole.items())
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
+import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from attempts import attempt
 from material import glass
 from peak import peak_bytes
+from transplant_cases import words
 from transplanted import EMBEDDING, HEAD, LETTERS, WORDS, set_tensor, tensors, write_model
 
 from mergepipe.errors import InputError
@@ -109,12 +109,6 @@ def test_the_same_combination_is_made_for_a_model_and_its_fine_tune(folder, meth
     alone = run(write_recipe(folder, "alone.yaml", stages={"only": aligned("expert", **same)}))
     for name in (EMBEDDING, HEAD):
         torch.testing.assert_close(merged[name], alone[name], rtol=0, atol=1e-5)
-    base, expert = (tensors(folder / name)[EMBEDDING] for name in ("base", "expert"))
-    made = run(write_recipe(folder, "b.yaml", stages={"only": aligned("base", **same)}))
-    delta = alone[EMBEDDING] - made[EMBEDDING]
-    shared = torch.cat([base, expert]).shape  # both tables have the base's rows
-    assert shared[0] == 2 * (len(WORDS) + 1)
-    torch.testing.assert_close(delta[1], expert[1] - base[1], rtol=0, atol=1e-6)
 
 
 def test_the_manifest_says_what_was_done_and_holds(folder):
@@ -141,7 +135,7 @@ def test_the_manifest_says_what_was_done_and_holds(folder):
 )
 def test_a_wrong_stage_is_refused_in_words(folder, change, what):
     with pytest.raises(InputError, match=what):
-        prepare(write_recipe(folder, **{"transplant": aligned(**change)["transplant"]}))
+        prepare(write_recipe(folder, transplant=aligned(**change)["transplant"]))
 
 
 @pytest.mark.parametrize(
@@ -165,76 +159,55 @@ def test_a_tokenizer_is_not_chosen_beside_a_transplant(folder):
         prepare(write_recipe(folder, stages=stages, tokenizer="target"))
 
 
-def child(recipe: Path, die_at: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run a recipe in a process of its own, which kills itself before a write."""
-    code = """
-import os, signal, sys
-from pathlib import Path
-from mergepipe.pipeline import merge, prepare
-die, count, write = int(sys.argv[2]), [0], os.pwrite
-def counting(*arguments):
-    count[0] += 1
-    if count[0] == die:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return write(*arguments)
-os.pwrite = counting
-merge(prepare(Path(sys.argv[1])), overwrite=True, tell=print)
-print("writes", count[0])
-"""
-    command = [sys.executable, "-c", code, str(recipe), str(die_at)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-
-
 def test_a_kill_does_no_harm_and_a_finished_table_is_not_made_again(folder):
     stages = {"aligned": aligned(method="omp", k=4), "final": linear("target", "aligned")}
-    recipe = write_recipe(folder, stages=stages)
-    whole = child(recipe)
-    assert whole.returncode == 0, whole.stderr
-    writes = int(whole.stdout.split()[-1])
+    write_recipe(folder, stages=stages)
+    whole = attempt(folder)
+    assert whole.status == 0, whole.err
     expected = (folder / "merged" / "model.safetensors").read_bytes()
-    again = []
-    for die_at in (2, writes // 4, writes // 2, writes - 2):
-        for path in sorted((folder / "merged").iterdir()):
-            path.unlink()
-        killed = child(recipe, die_at)
-        assert killed.returncode == -signal.SIGKILL
-        rerun = child(recipe)
-        assert rerun.returncode == 0, rerun.stderr
+    made = []
+    for die_at in (10, *range(20, whole.calls - 20, whole.calls // 8)):
+        shutil.rmtree(folder / "merged")
+        assert attempt(folder, die_at=die_at).status == -signal.SIGKILL
+        rerun = attempt(folder)
+        assert rerun.status == 0, rerun.err
         assert (folder / "merged" / "model.safetensors").read_bytes() == expected
-        again.append(rerun.stdout.count("rows to make"))
-    assert again[0] == 2
-    assert again[-1] == 0
+        made.append(rerun.err.count("rows to make"))
+    assert made[0] == 2
+    assert made[-1] == 0
 
 
 def test_a_changed_parameter_makes_the_rows_anew(folder):
-    recipe = write_recipe(folder, transplant=aligned(method="omp", k=4)["transplant"])
-    assert child(recipe, 12).returncode == -signal.SIGKILL
-    other = write_recipe(folder, transplant=aligned(method="omp", k=2)["transplant"])
-    assert child(other).stdout.count("rows to make") == 2
+    write_recipe(folder, transplant=aligned(method="omp", k=4)["transplant"])
+    calls = attempt(folder).calls
+    shutil.rmtree(folder / "merged")
+    assert attempt(folder, die_at=calls * 3 // 4).status == -signal.SIGKILL
+    write_recipe(folder, transplant=aligned(method="omp", k=2)["transplant"])
+    rerun = attempt(folder)
+    assert "the recipe changed: transplant.k was 4, is 2" in rerun.err
+    assert rerun.err.count("rows to make") == 2
+
+
+def peak_of_transplant(folder: Path, count: int) -> int:
+    """The peak of giving `count` new words to a model of as many, in rows of 2048 numbers."""
+    write_model(folder / "base", [f"w{n}x" for n in range(count)], hidden=2048, layers=1, tied=True)
+    words(folder / "target", [f"w{n}y" for n in range(count)])
+    code = f"""
+from pathlib import Path
+from mergepipe.execute import Resources
+from mergepipe.pipeline import merge, prepare_transplant
+folder = Path({str(folder)!r})
+model, tokenizer, room = str(folder / "base"), str(folder / "target"), Resources(1, {32 * MIB})
+merge(prepare_transplant(model, tokenizer, "zero", out=folder / "out", resources=room))
+"""
+    return peak_bytes(["-c", code])
 
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_table(tmp_path):
-    words = [f"w{n}x" for n in range(20_000)]
-    write_model(tmp_path / "base", words, hidden=2048, layers=1, tied=True)
-    write_model(tmp_path / "target", [f"w{n}y" for n in range(20_000)], hidden=64, layers=1)
-    table = 20_001 * 2048 * 4
-    recipe = {
-        "mergepipe": 1,
-        "models": {"base": "base", "target": "target"},
-        "transplant": {"model": "base", "tokenizer": "target", "method": "mean"},
-        "output": {"path": "merged"},
-    }
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    code = (
-        "from pathlib import Path; from mergepipe.execute import Resources\n"
-        "from mergepipe.pipeline import merge, prepare\n"
-        f"merge(prepare(Path({str(tmp_path / 'recipe.yaml')!r}), "
-        f"resources=Resources(1, {32 * MIB})), sync=False)"
-    )
-    empty = peak_bytes(["-c", "import mergepipe.pipeline, mergepipe.transplant.making, numba"])
-    assert peak_bytes(["-c", code]) - empty < table + 100 * MIB
+    small, large = (peak_of_transplant(tmp_path / str(n), n) for n in (10_000, 40_000))
+    table = 30_000 * 2048 * 4
+    assert large - small < table / 2
 
 
 def test_english_and_portuguese_meet_in_one_vocabulary(tmp_path):
@@ -247,9 +220,7 @@ def test_english_and_portuguese_meet_in_one_vocabulary(tmp_path):
         "mergepipe": 1,
         "models": {"en": "en", "pt": "pt"},
         "stages": {
-            "aligned": {
-                "transplant": {"model": "en", "tokenizer": "pt", "method": "omp", "k": 16}
-            },
+            "aligned": {"transplant": {"model": "en", "tokenizer": "pt", "method": "omp", "k": 16}},
             "final": linear("pt", "aligned"),
         },
         "output": {"path": "merged"},

@@ -77,7 +77,7 @@ def checked_address(
     trusted = host in {*trusted_hosts, *_operators(key_env)} or (key_env, host) == _OPENAI
     given = key_env is not None and bool(os.environ.get(key_env))
     if not trusted:
-        _check_untrusted(shown, parts.scheme, ips)
+        _check_untrusted(shown, parts.scheme, ips, key_env)
     if given and not trusted:
         fix = f"export {_base_url_name(key_env)}={shown} if the key belongs there, or key_env=None"
         raise InputError(Problem(shown, f"the key in {key_env} is not meant for this host", fix))
@@ -127,13 +127,17 @@ def _addresses(hostname: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Addr
 
 
 def _check_untrusted(
-    shown: str, scheme: str, ips: list[ipaddress.IPv4Address | ipaddress.IPv6Address]
+    shown: str,
+    scheme: str,
+    ips: list[ipaddress.IPv4Address | ipaddress.IPv6Address],
+    key_env: str | None,
 ) -> None:
     """Refuse this machine, its network, and plain http.
 
     A name that is looked up again later could lead inside, but has no certificate there.
     """
-    fix = "export OPENAI_BASE_URL with this address, or pass trusted_hosts, if that is meant"
+    variable = _base_url_name(key_env)
+    fix = f"export {variable} with this address, or pass trusted_hosts, if that is meant"
     if inside := [ip for ip in ips if not ip.is_global]:
         what = f"leads to {inside[0]}, inside this machine or its network"
         raise InputError(Problem(shown, what, fix))

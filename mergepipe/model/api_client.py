@@ -131,19 +131,13 @@ def open_client(address: Address, limits: Limits) -> openai.AsyncOpenAI:
 async def send(
     client: openai.AsyncOpenAI, address: Address, route: str, body: Mapping[str, Any], tag: str
 ) -> Reply | Failure:
-    """Ask once. `tag` names the request, so that a server may answer it once though asked twice."""
-    routes: dict[str, Any] = {
-        "completions": client.completions,
-        "chat": client.chat.completions,
-        "models": client.models,
-    }
-    resource = routes[route].with_raw_response
+    """Ask once: POST, but GET where the body is empty.
+
+    `tag` names the request, so that a server may answer it once though asked twice.
+    """
     headers = {"Idempotency-Key": tag}
     try:
-        if route == "models":
-            raw = await resource.list()
-        else:
-            raw = await resource.create(**body, extra_headers=headers)
+        raw = await _sent(client, route, body, headers)
         content, content_type = raw.content, raw.headers.get("content-type", "")
     except openai.APIStatusError as error:
         return _refusal(error.response, address, str(body.get("model", "")))
@@ -152,6 +146,23 @@ async def send(
     except (ValueError, TypeError) as error:  # a text that is no UTF-8
         return Failure("stop", f"the request cannot be sent: {_masked(str(error), address)[:200]}")
     return Reply(_masked_bytes(content, address), content_type)
+
+
+async def _sent(
+    client: openai.AsyncOpenAI, route: str, body: Mapping[str, Any], headers: Mapping[str, str]
+) -> Any:
+    """Send to a route of OpenAI's API or, where it begins with `/`, of a merge service."""
+    routes: dict[str, Any] = {
+        "completions": client.completions,
+        "chat": client.chat.completions,
+        "models": client.models,
+    }
+    if route == "models":
+        return await client.models.with_raw_response.list()
+    if route in routes:
+        return await routes[route].with_raw_response.create(**body, extra_headers=headers)
+    asked: Any = {"cast_to": httpx2.Response, "options": {"headers": headers}}
+    return await (client.post(route, body=body, **asked) if body else client.get(route, **asked))
 
 
 def _masked_bytes(body: bytes, address: Address) -> bytes:

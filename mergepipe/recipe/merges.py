@@ -106,7 +106,7 @@ class MergeReader:
             if not ready:
                 self.problems.add(
                     self.document.where(("stages",)),
-                    f"a cycle: {' uses '.join(_cycle(waiting))}",
+                    f"a cycle: {' uses '.join(self._cycle(waiting))}",
                 )
                 return done
             for name in ready:
@@ -122,6 +122,14 @@ class MergeReader:
                 )
         done[result] = done.pop(result)
         return done
+
+    def _cycle(self, waiting: Mapping[str, MergeSpec]) -> list[str]:
+        """Follow stages that all wait for another until one comes again."""
+        path = list(waiting)[:1]
+        while path.index(path[-1]) == len(path) - 1:
+            needed = self._needs(waiting[path[-1]])
+            path.append(next(name for name in waiting if name in needed))
+        return path
 
     def _needs(self, spec: MergeSpec) -> set[str]:
         """Give the labels that a merge uses, those of which its transplants are made too."""
@@ -289,11 +297,3 @@ def _uses(spec: MergeSpec) -> set[str]:
     taken = {rule.take for rule in spec.rules if rule.take is not None}
     bases = {spec.base, *(one.base for one in spec.slices)} - {None}
     return {*spec.models, *taken, *(base for base in bases if base is not None)}
-
-
-def _cycle(waiting: Mapping[str, MergeSpec]) -> list[str]:
-    """Follow stages that all wait for another until one comes again."""
-    path = list(waiting)[:1]
-    while path.index(path[-1]) == len(path) - 1:
-        path.append(next(name for name in waiting if name in _uses(waiting[path[-1]])))
-    return path[path.index(path[-1]) :]

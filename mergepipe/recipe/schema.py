@@ -7,6 +7,7 @@ from typing import Any
 
 from mergepipe.method import Method, Parameters, load_method, method_names
 from mergepipe.recipe.fields import RecipeFields
+from mergepipe.transplant import load_transplant, transplant_names
 
 __all__ = ["json_schema"]
 
@@ -31,7 +32,27 @@ def json_schema() -> dict[str, Any]:
     # `additionalProperties` does not see the properties that `allOf` brings.
     del merge["additionalProperties"]
     merge["unevaluatedProperties"] = False
+    _add_transplants(definitions["TransplantFields"])
     return schema
+
+
+def _add_transplants(fields: dict[str, Any]) -> None:
+    """Let each transplant method have its parameters beside it."""
+    fields["properties"]["method"] = {
+        "enum": list(transplant_names()),
+        "description": "how rows are made; `mergepipe methods --transplant` lists them",
+    }
+    fields["allOf"] = [
+        {
+            "if": {"properties": {"method": {"const": name}}},
+            "then": {
+                "properties": dict.fromkeys(load_transplant(name).parameters.model_fields, True)
+            },
+        }
+        for name in transplant_names()
+    ]
+    del fields["additionalProperties"]
+    fields["unevaluatedProperties"] = False
 
 
 def _shorten(definitions: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Room", "make_tensor", "task_of"]
 
 _BLOCK = 512  # missing tokens that a method is asked for at once
-_ROWS = 2048  # rows that are copied at once
+_ELEMENTS = 1 << 21  # of rows that are held at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +130,8 @@ class _Maker:
         self.total = torch.zeros(self.made.columns, dtype=torch.float64)
         self.norms = np.full(self.transplant.rows, np.nan)
 
+        self.block = max(1, _ELEMENTS // self.made.columns)
+
     @cached_property
     def dtype(self) -> torch.dtype:
         return torch_dtype(self.made.stored.dtype)
@@ -154,8 +156,8 @@ class _Maker:
     def _copy(self, ids: Ids, sources: Ids) -> None:
         table = self.task.base
         assert isinstance(table, StoredTable), "tables of checkpoints"
-        for start in range(0, len(ids), _ROWS):
-            part = slice(start, start + _ROWS)
+        for start in range(0, len(ids), self.block):
+            part = slice(start, start + self.block)
             self._write(ids[part], table.stored(sources[part]))
 
     def _approximate(self) -> NDArray[np.float64] | None:
@@ -185,14 +187,14 @@ class _Maker:
         if choice == "zero" or not chosen:
             return torch.zeros(self.made.columns, dtype=torch.float64)
         total = torch.zeros(self.made.columns, dtype=torch.float64)
-        for start in range(0, len(chosen), _ROWS):
-            block = np.array(chosen[start : start + _ROWS], np.int64)
+        for start in range(0, len(chosen), self.block):
+            block = np.array(chosen[start : start + self.block], np.int64)
             total += self.task.base[block].cpu().double().sum(0)
         return total / len(chosen)
 
     def _fill(self, ids: Ids, row: Tensor) -> None:
-        for start in range(0, len(ids), _ROWS):
-            some = ids[start : start + _ROWS]
+        for start in range(0, len(ids), self.block):
+            some = ids[start : start + self.block]
             self._write(some, row.expand(len(some), -1))
 
     def _write(self, ids: Ids, rows: Tensor) -> None:
@@ -249,11 +251,12 @@ class _Maker:
     def _base_norms(self) -> NDArray[np.float64]:
         tokens = self.transplant.match.base.tokens
         ids = np.array([n for n in tokens if n < self.task.base.rows], np.int64)
-        norms = [
-            self.task.base[ids[start : start + _ROWS]].cpu().double().norm(dim=1).numpy()
-            for start in range(0, len(ids), _ROWS)
-        ]
-        return np.concatenate(norms) if norms else np.zeros(0)
+        # Filled in place: small arrays kept between large ones that are freed pin their memory.
+        norms = np.empty(len(ids))
+        for start in range(0, len(ids), self.block):
+            part = slice(start, start + self.block)
+            norms[part] = self.task.base[ids[part]].cpu().norm(dim=1).numpy()
+        return norms
 
 
 def _make_bias(transplant: Transplant, made: MadeTensor, file: int) -> TableReport:
