@@ -4,7 +4,8 @@
 
 over the texts x of a JSON Lines file, each after the model's prefix token; bytes are those of the
 text in UTF-8. Every byte has the same weight: it is not the mean over texts. A text longer than
-the model's limit is scored in disjoint windows. A model that gives each byte 1/256 needs 8.
+the model's limit is scored in disjoint windows; with `stride`, each window after the first scores
+that many tokens and sees the others as context. A model that gives each byte 1/256 needs 8.
 
 `byte_perplexity` is 2 to that; `word_perplexity` is e to the nats per word, with words as
 lm-evaluation-harness counts them: the pieces between runs of white space, empty ones too.
@@ -14,8 +15,9 @@ from __future__ import annotations
 
 import math
 import re
+from functools import partial
 
-from pydantic import BaseModel, model_validator
+from pydantic import BaseModel, PositiveInt, model_validator
 
 from mergepipe.evaluate import Context, DataFile, Item, Result, ratio, read_jsonl
 from mergepipe.model import Ability, Model
@@ -24,10 +26,11 @@ NEEDS: frozenset[Ability] = frozenset({"rolling"})
 
 
 class Parameters(BaseModel, frozen=True, extra="forbid", strict=True):
-    """`data` holds one text a line, in `field`."""
+    """`data` holds one text a line, in `field`; `stride` is in tokens of the model."""
 
     data: DataFile
     field: str = "text"
+    stride: PositiveInt | None = None
 
     @model_validator(mode="after")
     def _data_has_text(self) -> Parameters:
@@ -45,7 +48,8 @@ def read_texts(parameters: Parameters) -> dict[str, str]:
 def evaluate(model: Model, context: Context[Parameters]) -> Result:
     """Score every text; items are the lines, with their nats, bytes and words."""
     texts = context.choose(read_texts(context.parameters))
-    scores = context.ask(model.loglikelihood_rolling, list(texts.values()))
+    rolling = partial(model.loglikelihood_rolling, stride=context.parameters.stride)
+    scores = context.ask(rolling, list(texts.values()))
     items = tuple(
         Item(line, {"nats": abs(score.logprob), "bytes": score.bytes, "words": count_words(text)})
         for (line, text), score in zip(texts.items(), scores, strict=True)

@@ -21,7 +21,7 @@ class Counting:
     usage: Usage = field(default_factory=Usage)
     asked: int = 0
 
-    def loglikelihood_rolling(self, texts):
+    def loglikelihood_rolling(self, texts, *, stride=None):  # noqa: ARG002
         self.asked += 1
         return [Score(-len(text) - 0.1, 1, len(text.encode()), greedy=True) for text in texts]
 

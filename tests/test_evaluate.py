@@ -314,7 +314,7 @@ class Parrot:
     def loglikelihood(self, requests):
         raise NotImplementedError
 
-    def loglikelihood_rolling(self, texts):
+    def loglikelihood_rolling(self, texts, *, stride=None):
         raise NotImplementedError
 
     def generate(self, prompts, *, stop, max_tokens, temperature=0.0, seed=0):  # noqa: ARG002

@@ -22,8 +22,8 @@ from transformers import (
 
 from mergepipe.errors import InputError
 from mergepipe.model import Score, rows, writing
-from mergepipe.model.causal import rolling_windows
 from mergepipe.model.load import local_model
+from mergepipe.model.windows import spans
 
 
 @pytest.fixture(scope="session")
@@ -95,12 +95,26 @@ def test_windows_of_a_long_text_score_each_token_once(model):
 
 
 @pytest.mark.parametrize("count", [0, 1, 6, 7, 8, 14, 15, 100])
-def test_windows_are_disjoint_full_and_led_by_context(count):
-    ids, windows = list(range(1, count + 1)), list(rolling_windows(range(1, count + 1), 0, 7))
-    scored = [i for window, size in windows for i in window[len(window) - size :]]
-    assert scored == ids
-    assert all(size < len(window) <= 8 for window, size in windows)
-    assert all(len(window) == 8 for window, _ in windows[1:])
+@pytest.mark.parametrize("stride", [None, 1, 3, 7, 50])
+def test_windows_score_each_token_once_and_are_full(count, stride):
+    windows = list(spans(count, 7, stride))
+    assert [i for _, start, end in windows for i in range(start, end)] == list(range(count))
+    assert all(end - begin == 7 for begin, _, end in windows[1:])
+    assert all(end - start <= (stride or 7) for _, start, end in windows[1:])
+
+
+def test_a_stride_gives_tokens_more_context(model):
+    text = SENTENCES[1] * 5
+    ids = [model.loaded.special.prefix, *ids_of(model, text)]
+    count = len(ids) - 1
+    assert count > 2 * LIMIT
+    expected = loss(model, ids[: LIMIT + 1], LIMIT)
+    for end in range(LIMIT + 2, count + 2, 2):
+        last = min(end, count)
+        expected += loss(model, ids[last - LIMIT : last + 1], last - end + 2)
+    [score] = model.loglikelihood_rolling([text], stride=2)
+    assert score.tokens == count
+    assert -score.logprob == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_batch_gives_what_single_requests_give(model, monkeypatch):

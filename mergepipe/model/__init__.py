@@ -107,12 +107,15 @@ class Model(Protocol):
         """
         ...
 
-    def loglikelihood_rolling(self, texts: Sequence[str]) -> list[Score]:
+    def loglikelihood_rolling(
+        self, texts: Sequence[str], *, stride: int | None = None
+    ) -> list[Score]:
         """Score whole texts, of any length.
 
         A text longer than the model's limit of L tokens is scored L tokens at a time: the first
         window sees the prefix, later ones at least one token of context, and the last one is
-        completed to the left with tokens that are not scored again.
+        completed to the left with tokens that are not scored again. With a `stride`, windows after
+        the first score so many tokens, and the rest of what they see is context.
         """
         ...
 

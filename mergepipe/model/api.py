@@ -20,7 +20,8 @@ from mergepipe.model.api_exchange import Exchange, Job
 from mergepipe.model.api_faults import Failure
 from mergepipe.model.api_limits import Budget, Limits, Prices
 from mergepipe.model.api_probe import Probe, echo_body, probe
-from mergepipe.model.api_scores import filled, scored_from, summed, windows
+from mergepipe.model.api_scores import filled, scored_from, summed
+from mergepipe.model.windows import spans
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -123,13 +124,15 @@ class ApiModel:
         empty = [len(text) == len(context) for context, text in zip(stripped, texts, strict=True)]
         return self._all(jobs, lambda found: filled(found, empty))
 
-    def loglikelihood_rolling(self, texts: Sequence[str]) -> list[Score]:
+    def loglikelihood_rolling(
+        self, texts: Sequence[str], *, stride: int | None = None
+    ) -> list[Score]:
         """See `Model`; texts too long for the server need a tokenizer, see `api_model`."""
         self._check_scores()
         jobs: list[Job[Score]] = []
         counts: list[int] = []
         for text in texts:
-            added = list(self._text_jobs(text))
+            added = list(self._text_jobs(text, stride))
             jobs += added
             counts.append(len(added))
         return self._all(jobs, lambda found: summed(found, counts, texts))
@@ -206,7 +209,7 @@ class ApiModel:
 
         return self._echo_job(prompt, self._most_tokens(prompt), read)
 
-    def _text_jobs(self, text: str) -> Iterator[Job[Score]]:
+    def _text_jobs(self, text: str, stride: int | None) -> Iterator[Job[Score]]:
         limit, ids = self.max_length, self._encode(text)
         if limit is None or ids is None or len(ids) <= limit:
             if text:
@@ -217,8 +220,9 @@ class ApiModel:
         if bos is None:
             what = "its tokenizer has no such token as the prefix that the server puts before texts"
             raise InputError(Problem(self.name, what, "pass prefix"))
-        for window, scored in windows([bos, *ids], limit):
-            yield self._window_job(window, scored)
+        led = [bos, *ids]
+        for begin, start, end in spans(len(ids), limit, stride):
+            yield self._window_job(led[begin : end + 1], end - start)
 
     def _window_job(self, window: list[int], scored: int) -> Job[Score]:
         def read(answer: Answer) -> Score | Failure:

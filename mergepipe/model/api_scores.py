@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from mergepipe.model import Score
 from mergepipe.model.api_answers import Echo
 from mergepipe.model.api_faults import Failure
 
-__all__ = ["filled", "scored_from", "summed", "windows"]
+__all__ = ["filled", "scored_from", "summed"]
 
 _NOTHING = Score(0.0, 0, 0, greedy=True)
 
@@ -39,14 +39,3 @@ def summed(
         whole = Score(logprob, tokens, len(text.encode()), all(p.greedy for p in parts))
         sums.append(whole if len(parts) == count else None)
     return sums
-
-
-def windows(led: list[int], limit: int) -> Iterator[tuple[list[int], int]]:
-    """Windows of a text's ids after its prefix: each the ids, and how many of the last are scored.
-
-    >>> list(windows([0, 1, 2, 3, 4, 5], limit=3))
-    [([0, 1, 2, 3], 3), ([2, 3, 4, 5], 2)]
-    """
-    for start in range(0, len(led) - 1, limit):
-        end = min(start + limit, len(led) - 1)
-        yield led[end - limit if start else 0 : end + 1], end - start

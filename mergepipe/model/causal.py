@@ -9,8 +9,9 @@ from torch import Tensor
 
 from mergepipe.model.loaded import Family, Loaded
 from mergepipe.model.rows import Row
+from mergepipe.model.windows import spans
 
-__all__ = ["CAUSAL", "rolling_windows"]
+__all__ = ["CAUSAL"]
 
 
 def _pairs(loaded: Loaded, requests: Sequence[tuple[str, str]]) -> Iterator[Row]:
@@ -22,30 +23,17 @@ def _pairs(loaded: Loaded, requests: Sequence[tuple[str, str]]) -> Iterator[Row]
         yield _row(index, [_prefix(loaded), *ids], len(ids) - len(context))
 
 
-def _texts(loaded: Loaded, texts: Sequence[str]) -> Iterator[Row]:
-    for index, text_ids in enumerate(loaded.encode(texts)):
-        for ids, scored in rolling_windows(text_ids, _prefix(loaded), loaded.max_length):
-            yield _row(index, ids, scored)
+def _texts(loaded: Loaded, texts: Sequence[str], stride: int | None) -> Iterator[Row]:
+    for index, ids in enumerate(loaded.encode(texts)):
+        led = [_prefix(loaded), *ids]
+        for begin, start, end in spans(len(ids), loaded.max_length, stride):
+            yield _row(index, led[begin : end + 1], end - start)
 
 
 def _row(index: int, ids: Sequence[int], scored: int) -> Row:
     """A row that scores the last ids, each from those before it."""
     at = len(ids) - 1 - scored
     return Row(index, ids[:-1], at, ids[at + 1 :])
-
-
-def rolling_windows(
-    ids: Sequence[int], prefix: int, max_length: int
-) -> Iterator[tuple[Sequence[int], int]]:
-    """Disjoint windows of a text's ids: each the ids, and how many of the last are scored.
-
-    >>> list(rolling_windows([1, 2, 3, 4, 5], prefix=0, max_length=3))
-    [([0, 1, 2, 3], 3), ([2, 3, 4, 5], 2)]
-    """
-    led = [prefix, *ids]
-    for start in range(0, len(ids), max_length):
-        end = min(start + max_length, len(ids))
-        yield led[end - max_length if start else 0 : end + 1], end - start
 
 
 def _logits(loaded: Loaded, rows: Sequence[Row]) -> Tensor:

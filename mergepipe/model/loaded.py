@@ -107,7 +107,7 @@ class Family:
     auto: str  # the class of transformers that loads them
     logits: Callable[[Loaded, Sequence[Row]], Tensor]
     pairs: Callable[[Loaded, Sequence[tuple[str, str]]], Iterator[Row]] | None = None
-    texts: Callable[[Loaded, Sequence[str]], Iterator[Row]] | None = None
+    texts: Callable[[Loaded, Sequence[str], int | None], Iterator[Row]] | None = None
     prompt: Callable[[Loaded, list[int]], list[int]] | None = None
     needed: Callable[[int, int], int] | None = None
     begin: Callable[[Loaded, Sequence[Sequence[int]]], tuple[Mapping[str, Any], int]] | None = None

@@ -71,11 +71,13 @@ class LocalModel:
         rows = list(self.family.pairs(self.loaded, moved))
         return self._scored(rows, [continuation for _, continuation in moved])
 
-    def loglikelihood_rolling(self, texts: Sequence[str]) -> list[Score]:
+    def loglikelihood_rolling(
+        self, texts: Sequence[str], *, stride: int | None = None
+    ) -> list[Score]:
         """See `Model`."""
         self._need("rolling")
         assert self.family.texts is not None, "as it said"
-        return self._scored(list(self.family.texts(self.loaded, texts)), texts)
+        return self._scored(list(self.family.texts(self.loaded, texts, stride)), texts)
 
     def generate(
         self,

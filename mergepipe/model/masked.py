@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from mergepipe.model.loaded import Family, Loaded
-from mergepipe.model.rows import Row, spans
+from mergepipe.model.rows import Row
+from mergepipe.model.windows import spans
 
 __all__ = ["MASKED"]
 
@@ -28,9 +29,9 @@ def _pairs(loaded: Loaded, requests: Sequence[tuple[str, str]]) -> Iterator[Row]
         yield from _rows(loaded, index, ids, len(context))
 
 
-def _texts(loaded: Loaded, texts: Sequence[str]) -> Iterator[Row]:
+def _texts(loaded: Loaded, texts: Sequence[str], stride: int | None) -> Iterator[Row]:
     for index, ids in enumerate(loaded.encode(texts)):
-        for begin, start, end in spans(len(ids), loaded.max_length - _wrapping(loaded)):
+        for begin, start, end in spans(len(ids), loaded.max_length - _wrapping(loaded), stride):
             yield from _rows(loaded, index, ids[begin:end], start - begin)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mergepipe.model import Score
 
-__all__ = ["BATCH_ROWS", "Row", "batches", "score", "spans"]
+__all__ = ["BATCH_ROWS", "Row", "batches", "score"]
 
 BATCH_ROWS = 64
 _BATCH_LOGITS = 1 << 27  # entries: 512 MB in fp32, whatever the size of the vocabulary
@@ -34,19 +34,6 @@ class Row:
     def tokens(self) -> int:
         """Tokens that the model reads."""
         return len(self.ids) + len(self.source)
-
-
-def spans(count: int, room: int) -> Iterator[tuple[int, int, int]]:
-    """Windows over `count` tokens: from where it sees, from where it scores, and its end.
-
-    Each token is scored once, and the last window is completed to the left.
-
-    >>> list(spans(5, room=3))
-    [(0, 0, 3), (2, 3, 5)]
-    """
-    for start in range(0, count, room):
-        end = min(start + room, count)
-        yield max(0, end - room), start, end
 
 
 def score(

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from mergepipe.model.loaded import Family, Loaded
-from mergepipe.model.rows import Row, spans
+from mergepipe.model.rows import Row
+from mergepipe.model.windows import spans
 
 __all__ = ["SEQ2SEQ"]
 
@@ -32,10 +33,10 @@ def _pairs(loaded: Loaded, requests: Sequence[tuple[str, str]]) -> Iterator[Row]
         yield Row(index, (*start, *ids[:-1]), len(start) - 1, ids, source)
 
 
-def _texts(loaded: Loaded, texts: Sequence[str]) -> Iterator[Row]:
+def _texts(loaded: Loaded, texts: Sequence[str], stride: int | None) -> Iterator[Row]:
     start, nothing = loaded.special.start, _prompt(loaded, [])
     for index, ids in enumerate(loaded.encode(texts)):
-        for begin, scored, end in spans(len(ids), loaded.max_length - len(start) + 1):
+        for begin, scored, end in spans(len(ids), loaded.max_length - len(start) + 1, stride):
             at = len(start) - 1 + scored - begin
             yield Row(index, (*start, *ids[begin : end - 1]), at, ids[scored:end], nothing)
 

@@ -65,9 +65,11 @@ class LateModel:
         """See `Model`."""
         return self._model.loglikelihood(requests)
 
-    def loglikelihood_rolling(self, texts: Sequence[str]) -> list[Score]:
+    def loglikelihood_rolling(
+        self, texts: Sequence[str], *, stride: int | None = None
+    ) -> list[Score]:
         """See `Model`."""
-        return self._model.loglikelihood_rolling(texts)
+        return self._model.loglikelihood_rolling(texts, stride=stride)
 
     def generate(
         self,
