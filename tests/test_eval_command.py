@@ -8,8 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from api_server import scoring
 from command_line import assert_clean, command
 from evaluations import Counting, judged_by, right
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM
 
 from mergepipe.errors import EnvironmentFault, InputError
 from mergepipe.evaluate import (
@@ -150,11 +153,15 @@ REFUSED = {
     ),
     "no server": (
         ("api:localhost#m", "--use", f"bits_per_byte:data={TEXTS}"),
-        "write api:http://HOST/v1#MODEL",
+        "write api:https://HOST/v1#MODEL",
     ),
-    "no address": (
-        (BASE, "api:http://127.0.0.1:9/v1#m", "--use", f"bits_per_byte:data={TEXTS}"),
-        "inside this machine or its network",
+    "unknown option of a server": (
+        (BASE, "api:http://127.0.0.1:9/v1?knd=chat#m", "--use", f"bits_per_byte:data={TEXTS}"),
+        "unknown option 'knd'; did you mean 'kind'?",
+    ),
+    "a key shown to the network": (
+        (BASE, "api:http://192.0.2.1/v1?key_env=MY_KEY#m", "--use", f"bits_per_byte:data={TEXTS}"),
+        "http would show the key in MY_KEY to the network",
     ),
     "no permission": ((BASE, "--use", "command:run=[python3]"), "give --allow-commands"),
 }
@@ -163,6 +170,7 @@ REFUSED = {
 @pytest.mark.parametrize("what", REFUSED)
 def test_what_is_wrong_is_said_before_a_model_is_loaded(capsys, monkeypatch, what):
     monkeypatch.setattr("mergepipe.model.load.local_model", None)
+    monkeypatch.setenv("MY_KEY", "s3cret")
     arguments, words = REFUSED[what]
     said = command(capsys, "eval", *arguments)
     assert said.status == 2
@@ -174,13 +182,26 @@ def test_values_are_those_of_recipes():
     use = f'exact_match:data={SUMS},stop=["a,b", c],extract="(-?[0-9]+)",limit=5,name=x'
     [one] = read_uses([use], Path())
     assert (one.name, one.limit, one.parameters.stop) == ("x", 5, ("a,b", "c"))
-    assert one.parameters.extract == re.compile("(-?[0-9]+)")
+    assert one.parameters.extract == "(-?[0-9]+)"
 
 
 def test_models_of_servers_and_labels_are_read():
     [local, served] = name_models([f"a={BASE}", "api:http://127.0.0.1:1/v1#org/model"])
     assert (local.label, local.folder) == ("a", BASE)
-    assert (served.label, served.base_url) == ("model", "http://127.0.0.1:1/v1")
+    assert (served.label, served.server.base_url) == ("model", "http://127.0.0.1:1/v1")
+
+
+def test_a_model_behind_a_server_scores_as_the_same_model_here(capsys):
+    module = AutoModelForCausalLM.from_pretrained(BASE, dtype="float32").eval()
+    use = ("--use", f"bits_per_byte:data={TEXTS},limit=4", "--json")
+    with scoring(module, Tokenizer.from_file(str(BASE / "tokenizer.json"))) as server:
+        there = f"far=api:{server.url}?prefix=%3Cbos%3E&requests=50#tiny"
+        said = command(capsys, "eval", BASE, there, *use)
+    here, far = (
+        one["value"] for one in json.loads(said.out)["results"] if one["metric"] == "bits_per_byte"
+    )
+    assert said.status == 0
+    assert far == pytest.approx(here, abs=1e-5)
 
 
 # Failures

@@ -15,6 +15,7 @@ from mergepipe.checkpoint import ModelSource, open_checkpoint
 from mergepipe.errors import InputError, Problem, Problems
 from mergepipe.evaluate import Evaluation
 from mergepipe.model import Model
+from mergepipe.pipeline.addressed import PREFIX, Addressed, api_model_of, read_address
 from mergepipe.pipeline.late import LateModel
 from mergepipe.pipeline.preparing import find_evaluations
 from mergepipe.recipe import EvaluateFields, evaluation_spec
@@ -23,7 +24,6 @@ __all__ = ["NamedModel", "ask_models", "name_models", "read_uses"]
 
 _LABELLED = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_.-]*)=(.+)", re.DOTALL)
 _HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+?)(?:@([\w./-]+))?")
-_API = "api:"
 _PAIR = re.compile(r"\s*([A-Za-z_]\w*)\s*=(.*)", re.DOTALL)
 _CLOSING = {"[": "]", "{": "}", '"': '"', "'": "'"}
 
@@ -34,14 +34,13 @@ class NamedModel:
 
     label: str
     folder: Path | None = None
-    base_url: str = ""
-    model: str = ""
+    server: Addressed | None = None
 
 
 def name_models(texts: Sequence[str], *, local_files_only: bool = False) -> tuple[NamedModel, ...]:
-    """Read `folder`, `org/name@revision` or `api:URL#MODEL`, each maybe after `label=`.
+    """Read `folder`, `org/name@revision` or `api:URL?option=value#MODEL`.
 
-    A model on the hub is fetched into its cache.
+    Each may stand after `label=`. A model on the hub is fetched into its cache.
 
     Raises
     ------
@@ -54,8 +53,8 @@ def name_models(texts: Sequence[str], *, local_files_only: bool = False) -> tupl
     for text in texts:
         named = _LABELLED.fullmatch(text)
         label, place = named.groups() if named else ("", text)
-        model = _api(label, place, problems) if place.startswith(_API) else None
-        if not place.startswith(_API):
+        model = _api(label, place, problems) if place.startswith(PREFIX) else None
+        if not place.startswith(PREFIX):
             model = _folder(label, place, problems, local_only=local_files_only)
         if model is not None and model.label in found:
             what = f"two models are named '{model.label}'"
@@ -67,11 +66,10 @@ def name_models(texts: Sequence[str], *, local_files_only: bool = False) -> tupl
 
 
 def _api(label: str, text: str, problems: Problems) -> NamedModel | None:
-    url, _, model = text.removeprefix(_API).partition("#")
-    if not re.match(r"https?://", url) or not model:
-        problems.add(text, "is no model of a server", "write api:http://HOST/v1#MODEL")
+    server = read_address(text, problems)
+    if server is None:
         return None
-    return NamedModel(label or model.rpartition("/")[2], base_url=url, model=model)
+    return NamedModel(label or server.model.rpartition("/")[2], server=server)
 
 
 def _folder(label: str, text: str, problems: Problems, *, local_only: bool) -> NamedModel | None:
@@ -115,9 +113,8 @@ def ask_models(
 def _model(model: NamedModel, dtype: str, device: str) -> Model:
     if model.folder is not None:
         return LateModel(model.folder, model.label, dtype=dtype, device=device)
-    from mergepipe.model.api import api_model
-
-    return api_model(model.base_url, model.model, name=model.label)
+    assert model.server is not None, "a folder or a server"
+    return api_model_of(model.server, model.label)
 
 
 def read_uses(texts: Sequence[str], folder: Path) -> tuple[Evaluation, ...]:
