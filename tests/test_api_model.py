@@ -13,7 +13,7 @@ import pytest
 from api_server import ANSWER, serving
 
 from mergepipe.errors import InputError
-from mergepipe.model import api_scores, api_waits
+from mergepipe.model import api_waits, windows
 from mergepipe.model.api import Budget, Limits, Prices, api_model
 from mergepipe.model.api_faults import ApiFault, ApiRefusal, BudgetExhausted
 from mergepipe.model.api_limits import Pace
@@ -375,7 +375,7 @@ def test_an_interrupt_ends_what_is_under_way_and_books_it():
     assert model.usage.requests == model.exchange.ledger.spent.requests == len(script.calls)
 
 
-@pytest.mark.parametrize("module", [api_waits, api_scores])
+@pytest.mark.parametrize("module", [api_waits, windows])
 def test_examples_are_right(module):
     found = doctest.testmod(module)
     assert (found.failed, found.attempted > 0) == (0, True)

@@ -13,6 +13,7 @@ from mergepipe.cli import (
     convert,
     evaluate,
     evaluators,
+    evolve_lora,
     extract_lora,
     init,
     inspect,
@@ -21,6 +22,7 @@ from mergepipe.cli import (
     plan,
     run,
     schema,
+    search,
     serve,
     tokens,
     transplant,
@@ -66,6 +68,7 @@ def _options(
 
 
 app.command("run")(run.run)
+app.command("search")(search.search)
 app.command("plan")(plan.plan)
 app.command("eval")(evaluate.evaluate)
 app.command("inspect")(inspect.inspect)
@@ -76,6 +79,7 @@ app.command("extract-lora")(extract_lora.extract_lora)
 app.command("combine-lora")(combine_lora.combine_lora)
 app.command("transplant")(transplant.transplant)
 app.command("serve")(serve.serve)
+app.command("evolve-lora")(evolve_lora.evolve_lora)
 app.command("methods")(methods.methods)
 app.command("evaluators")(evaluators.evaluators)
 app.command("init")(init.init)

@@ -40,8 +40,17 @@ def combine_lora(
         str | None,
         typer.Option(
             "--how",
-            help="cat: the exact sum, of all ranks together; svd: the nearest of a lower rank. "
+            help="cat: the exact sum, of all ranks together; svd: the nearest of a lower rank; "
+            "asymmetric: factors summed apart, of the same rank, as Evo-Merging and LoraHub do. "
             "Default: svd if there is a --rank.",
+        ),
+    ] = None,
+    densities: Annotated[
+        str | None,
+        typer.Option(
+            "--densities",
+            metavar="D,D,...",
+            help="With asymmetric: the share of each adapter's A that is kept; default: all.",
         ),
     ] = None,
     rank: Annotated[
@@ -58,12 +67,22 @@ def combine_lora(
 ) -> None:
     """Write the weighted sum of LoRA adapters as one adapter, exactly or at a lower rank."""
     from mergepipe.cli import lora_table
+    from mergepipe.errors import InputError, Problem
     from mergepipe.lora import combine
 
+    factors = _as_weights(weights) if weights else [1.0] * len(adapters)
+    if densities and how != "asymmetric":
+        raise InputError(Problem("--densities", "is for --how asymmetric"))
     with stoppable():
+        if how == "asymmetric":
+            if rank is not None:
+                raise InputError(Problem("--rank", "an asymmetric composition keeps the rank"))
+            keep = _as_weights(densities) if densities else [1.0] * len(adapters)
+            _compose(adapters, keep, factors, out, dtype=dtype, overwrite=overwrite)
+            return
         result = combine(
             adapters,
-            _as_weights(weights) if weights else [1.0] * len(adapters),
+            factors,
             out,
             how=how,
             rank=rank,
@@ -71,3 +90,26 @@ def combine_lora(
             overwrite=overwrite,
         )
         lora_table.show(result, json_only=json)
+
+
+def _compose(
+    adapters: list[str],
+    keep: list[float],
+    weights: list[float],
+    out: Path,
+    *,
+    dtype: str,
+    overwrite: bool,
+) -> None:
+    from mergepipe.cli.progress import tell
+    from mergepipe.errors import Problems
+    from mergepipe.lora import adapter_named
+    from mergepipe.lora.composing import open_adapters
+
+    problems = Problems()
+    places = {text: adapter_named(text, problems) for text in adapters}
+    problems.raise_any()
+    folders = {text: place.folder for text, place in places.items() if place is not None}
+    pool = open_adapters(folders)
+    pool.write(keep, weights, out, dtype=dtype, overwrite=overwrite)
+    tell(f"{out}: {len(pool.modules)} updates of rank {pool.rank}")

@@ -20,6 +20,7 @@ from mergepipe.cli.options import (
     Set,
     Threads,
 )
+from mergepipe.cli.search import run_tuned
 from mergepipe.cli.signals import stoppable
 
 if TYPE_CHECKING:
@@ -74,6 +75,10 @@ def run(
         allowed = frozenset({"commands"} if allow_commands else ())
         with scoring.opened(prepared.evaluations, allowed, cached=not no_cache) as settings:
             shown = scoring.Shown(json=json, errors=errors)
+            if prepared.recipe.search is not None:
+                how = pipeline.Searching(plugins=tuple(plugin or ()), overwrite=overwrite)
+                run_tuned(prepared, how, settings, shown, sync=not no_sync)
+                return
             _run(prepared, settings, shown, overwrite=overwrite, sync=not no_sync)
 
 

@@ -6,6 +6,7 @@ from mergepipe.pipeline.live import LiveModels, live_model
 from mergepipe.pipeline.merging import Outcome, merge
 from mergepipe.pipeline.mixing import check_file, is_mixture, prepare_file, prepare_moe
 from mergepipe.pipeline.preparing import Prepared, prepare, read_recipe
+from mergepipe.pipeline.remote import prepare_search
 from mergepipe.pipeline.scoring import evaluate_result, reference_of
 from mergepipe.pipeline.searching import Searched, Searching, search, search_folder
 from mergepipe.pipeline.transplant_recipe import prepare_transplant
@@ -30,6 +31,7 @@ __all__ = [
     "prepare",
     "prepare_file",
     "prepare_moe",
+    "prepare_search",
     "prepare_transplant",
     "read_recipe",
     "read_uses",

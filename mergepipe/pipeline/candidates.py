@@ -22,10 +22,12 @@ from mergepipe.execute import Resources
 from mergepipe.model import Model
 from mergepipe.pipeline.live import LiveModels
 from mergepipe.pipeline.preparing import prepare_document, replanned
+from mergepipe.pipeline.remote import prepare_remote, remote_input
 from mergepipe.pipeline.scoring import input_model
 from mergepipe.plugins import load_plugins
 from mergepipe.recipe import Document
 from mergepipe.search.pool import Answer, Job, Scorer
+from mergepipe.search.remote import is_remote, remote_candidate
 from mergepipe.search.space import read_space
 
 __all__ = ["Setting", "candidate_scorer"]
@@ -58,7 +60,8 @@ class _Candidates:
     def __init__(self, setting: Setting) -> None:
         problems, document = Problems(), setting.document
         resources = setting.resources
-        self._prepared = prepare_document(
+        prepare = prepare_remote if is_remote(document) else prepare_document
+        self._prepared = prepare(
             document, problems, resources=resources, plugins=load_plugins(setting.plugins)
         )
         self._space = read_space(document, setting.layers, problems)
@@ -68,9 +71,10 @@ class _Candidates:
         refuse_unallowed(self._evaluations, setting.allowed)
         self._room = LiveModels(resources, device=resources.device or "cpu")
         self._setting = setting
+        self._open = ExitStack()  # closed with the process
         self._cache: Cache | None = None
-        if setting.cache is not None:  # it is closed with the process
-            self._cache = ExitStack().enter_context(open_cache(setting.cache))
+        if setting.cache is not None:
+            self._cache = self._open.enter_context(open_cache(setting.cache))
 
     def __call__(self, job: Job) -> Answer:
         """Score a candidate or an input: see `Job`."""
@@ -93,10 +97,16 @@ class _Candidates:
         )
 
     def _candidate(self, job: Job) -> Model:
-        candidate = replanned(self._prepared, self._space.filled(job.values))
+        filled, service = self._space.filled(job.values), self._prepared.service
+        if service is not None:
+            return remote_candidate(service, filled)
+        candidate = replanned(self._prepared, filled)
         return self._room.merged(candidate, candidate.plans[-1])
 
     def _input(self, label: str) -> Model:
+        service = self._prepared.service
+        if service is not None:
+            return remote_input(service, label)
         return input_model(self._prepared, label)
 
     def _scored(self, model: Model, job: Job) -> tuple[tuple[ScoreRow, ...], str, str, bool]:

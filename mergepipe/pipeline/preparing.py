@@ -7,18 +7,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mergepipe.checkpoint import Checkpoint, open_checkpoint
-from mergepipe.dialect import ON_TASK_VECTORS, convert, is_mergekit
+from mergepipe.dialect import convert, convert_evolve, is_evolve, is_mergekit
 from mergepipe.errors import InputError, Problem, Problems
 from mergepipe.evaluate import Evaluation, parse_evaluation
 from mergepipe.execute import Budget, Resources, as_device, default_memory, share_out
-from mergepipe.pipeline.transplanting import check_transplants, plan_copy, plan_transplants
-from mergepipe.pipeline.vocabularies import United, origin_label, unite_models
-from mergepipe.plan import Plan, make_plan
+from mergepipe.pipeline.stages import named_tokenizer, plan_stages
+from mergepipe.pipeline.vocabularies import United, unite_models
+from mergepipe.plan import Plan
 from mergepipe.plugins import load_plugins
 from mergepipe.recipe import (
     Document,
     EvaluationSpec,
-    MergeSpec,
     Recipe,
     has_several,
     override,
@@ -28,6 +27,7 @@ from mergepipe.recipe import (
     read_document,
     read_documents,
 )
+from mergepipe.search.remote import RemotePool, is_remote, local_form, read_service
 from mergepipe.search.space import untuned
 from mergepipe.tokenizer import ResultTokenizer
 from mergepipe.transplant.planning import Transplant
@@ -67,6 +67,7 @@ class Prepared:
     united: United | None = None  # where the recipe asks for a vocabulary
     transplants: Mapping[str, Transplant] = field(default_factory=dict)
     searched: Document | None = None  # the recipe with what is searched, where it is
+    service: RemotePool | None = None  # that merges in our place; then there are no plans
 
     @property
     def disk_bytes(self) -> int:
@@ -88,7 +89,7 @@ class Prepared:
         """Give the folder of the model whose tokenizer a plan's result has, or one made of it."""
         if self.united is not None:
             return self.united.union.source.vocabulary.folder
-        named = self.checkpoints.get(_named(self.recipe))
+        named = self.checkpoints.get(named_tokenizer(self.recipe))
         return plan.donor.tokenizer_folder if named is None else named.folder
 
     def made_tokenizer(self, plan: Plan) -> ResultTokenizer | None:
@@ -173,13 +174,15 @@ def prepare_document(
     hint = _COMPAT_HINT if document.origins and recipe.compat is None else ""
     united = unite_models(recipe, checkpoints, problems)
     problems.raise_any()
-    plans, transplants = _plans(
+    plans, transplants = plan_stages(
         recipe, checkpoints, united, stage_folder(target), problems, hint=hint
     )
     _check_bare(recipe, checkpoints, problems)
     problems.raise_any()
     if target is not None:
         check_apart(target, checkpoints)
+        for one in transplants.values():
+            _refuse_shared(target, one.donor.label, one.donor.folder)
     return Prepared(
         recipe=recipe,
         checkpoints=checkpoints,
@@ -212,7 +215,7 @@ def replanned(prepared: Prepared, document: Document) -> Prepared:
     checkpoints = prepared.checkpoints
     united = unite_models(recipe, checkpoints, problems)
     stages = stage_folder(prepared.target)
-    plans, transplants = _plans(recipe, checkpoints, united, stages, problems, hint="")
+    plans, transplants = plan_stages(recipe, checkpoints, united, stages, problems, hint="")
     problems.raise_any()
     return replace(
         prepared, recipe=recipe, plans=plans, transplants=transplants, united=united, warnings=()
@@ -232,7 +235,9 @@ def read_recipe(
     data = document.data
     if is_mergekit(data) or (isinstance(data, list) and any(map(is_mergekit, data))):
         document = convert(document, problems)
-        problems.raise_any()  # what follows would speak of parts that nobody wrote
+    elif is_evolve(data):
+        document = convert_evolve(document, problems)
+    problems.raise_any()  # what follows would speak of parts that nobody wrote
     return override(document, [f"compat={compat}"] if compat else [])
 
 
@@ -241,7 +246,9 @@ def check_recipe(
 ) -> None:
     """Find what can be said of a recipe without its models."""
     document = read_recipe(file, problems, plugins=plugins, compat=compat)
-    parse(untuned(document, problems), problems)
+    if is_remote(document):
+        read_service(document, problems)
+    parse(untuned(local_form(document), problems), problems)
 
 
 def _read(file: Path) -> Document:
@@ -298,87 +305,6 @@ def stage_folder(target: Path | None) -> Path:
     return Path(STAGES) if target is None else partial_folder(target) / STAGES
 
 
-def _plans(
-    recipe: Recipe,
-    checkpoints: Mapping[str, Checkpoint],
-    united: United | None,
-    stages: Path,
-    problems: Problems,
-    *,
-    hint: str,
-) -> tuple[tuple[Plan, ...], dict[str, Transplant]]:
-    """Plan the stages in order; a later one sees an earlier one's planned output as a model.
-
-    Stages before the last are stored as fp32, so that values are rounded once.
-    """
-    known = dict(checkpoints if united is None else united.checkpoints)
-    aligned = united is not None and not united.is_as_before
-    plans: list[Plan] = []
-    transplants: dict[str, Transplant] = {}
-    for name, spec in recipe.merges.items():
-        transplants |= plan_transplants(recipe, known, transplants, stages, problems)
-        known |= {label: one.result for label, one in transplants.items()}
-        if any(label in recipe.transplants and label not in known for label in _used(name, spec)):
-            break
-        if name in transplants:
-            plans.append(_copies(recipe, name, spec, transplants[name], checkpoints))
-            break
-        last = recipe.compares or name == recipe.result
-        plan = make_plan(
-            name,
-            spec,
-            known,
-            problems,
-            seed=recipe.seed,
-            dtype=recipe.output.dtype if last else "float32",
-            like=_origin(recipe, spec, checkpoints),
-            tokenizer=known.get(_named(recipe)) if last else None,
-            aligned=aligned,
-            max_shard_bytes=recipe.output.max_shard_bytes,
-            nan_policy=recipe.nan_policy,
-            compat=None if recipe.compat is None else ON_TASK_VECTORS,
-            hint=hint,
-        )
-        if plan is None:
-            break
-        if not recipe.compares:
-            known[name] = plan.as_checkpoint(stages / name)
-        plans.append(plan)
-    check_transplants(recipe, transplants, known, problems)
-    return tuple(plans), transplants
-
-
-def _used(name: str, spec: MergeSpec) -> tuple[str, ...]:
-    taken = [rule.take for rule in spec.rules if rule.take is not None]
-    bases = [one.base for one in spec.slices if one.base is not None]
-    return (name, spec.donor, *spec.models, *taken, *bases)
-
-
-def _copies(
-    recipe: Recipe,
-    name: str,
-    spec: MergeSpec,
-    transplant: Transplant,
-    checkpoints: Mapping[str, Checkpoint],
-) -> Plan:
-    return plan_copy(
-        name,
-        spec,
-        transplant.result,
-        seed=recipe.seed,
-        dtype=recipe.output.dtype,
-        like=_origin(recipe, spec, checkpoints),
-        max_shard_bytes=recipe.output.max_shard_bytes,
-        nan_policy=recipe.nan_policy,
-    )
-
-
-def _named(recipe: Recipe) -> str:
-    """Give the model whose tokenizer the result shall have; empty where none is named."""
-    named = recipe.tokenizer.source if recipe.tokenizer else None
-    return "" if named is None else origin_label(recipe, named)
-
-
 def _check_bare(recipe: Recipe, checkpoints: Mapping[str, Checkpoint], problems: Problems) -> None:
     """Refuse what weights alone cannot have: a tokenizer, a chat template, scores."""
     if not any(one.is_bare for one in checkpoints.values()):
@@ -395,23 +321,14 @@ def _check_bare(recipe: Recipe, checkpoints: Mapping[str, Checkpoint], problems:
             problems.add(recipe.file.name, f"{name}: {what}", f"leave `{name}` out")
 
 
-def _origin(
-    recipe: Recipe, spec: MergeSpec, checkpoints: Mapping[str, Checkpoint]
-) -> Checkpoint | None:
-    """Follow a merge's donor back through stages to the model that it comes from."""
-    return checkpoints.get(origin_label(recipe, spec.donor))
-
-
 def check_apart(target: Path, checkpoints: Mapping[str, Checkpoint]) -> None:
     """Refuse an output that is an input, or lies in one, or has one inside."""
-    ours = target.resolve()
     for label, checkpoint in checkpoints.items():
-        theirs = checkpoint.folder.resolve()
-        if ours == theirs or ours in theirs.parents or theirs in ours.parents:
-            raise InputError(
-                Problem(
-                    str(target),
-                    f"the output and the model '{label}' share a folder",
-                    "write the output elsewhere",
-                )
-            )
+        _refuse_shared(target, label, checkpoint.folder)
+
+
+def _refuse_shared(target: Path, label: str, folder: Path) -> None:
+    ours, theirs = target.resolve(), folder.resolve()
+    if ours == theirs or ours in theirs.parents or theirs in ours.parents:
+        what = f"the output and the model '{label}' share a folder"
+        raise InputError(Problem(str(target), what, "write the output elsewhere"))

@@ -1,24 +1,21 @@
-"""A recipe's searched values tuned: candidates in memory, trials in a study, the best as a recipe."""
+"""A recipe tuned: candidates in memory, trials in a study, the best written as a recipe."""
 
 from __future__ import annotations
 
-import copy
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mergepipe.checkpoint import depth_of
 from mergepipe.errors import InputError, Problem, Problems
-from mergepipe.evaluate import Evaluation
-from mergepipe.evaluate.cache import key_of
 from mergepipe.pipeline.candidates import Setting, candidate_scorer
 from mergepipe.pipeline.preparing import Prepared
+from mergepipe.pipeline.search_setup import absolute, setup_of
 from mergepipe.recipe import Document, SearchSpec, parse
 from mergepipe.search.finals import finalists_of, judge, scored_inputs
 from mergepipe.search.loop import Loop, Rules, best_of
@@ -26,12 +23,13 @@ from mergepipe.search.objective import Objective, with_best
 from mergepipe.search.optimizer import Nevergrad, batch_size
 from mergepipe.search.outputs import recipe_text, trials_csv, trials_json, write_text
 from mergepipe.search.pool import Pool
+from mergepipe.search.remote import local_form
 from mergepipe.search.space import Choice, Gene, Space, Value, read_space
 from mergepipe.search.study import Study, Trial, open_study
 from mergepipe.search.verdict import Verdict
-from mergepipe.write import disk_faults
+from mergepipe.write import check_target, disk_faults
 
-__all__ = ["BEST_FILE", "Searched", "Searching", "TRIALS_FILE", "search", "search_folder"]
+__all__ = ["BEST_FILE", "TRIALS_FILE", "Searched", "Searching", "search", "search_folder"]
 
 BEST_FILE = "best.yaml"
 TRIALS_FILE = "trials.db"
@@ -45,7 +43,8 @@ class Searching:
     `report` is told every trial that is done, and how many there will be at most.
     """
 
-    workers: int = 1
+    workers: int | None = None  # default: one per core, if that many models fit in memory
+    overwrite: bool = False  # the output may be there already
     storage: str | None = None  # an SQLAlchemy URL; default: an SQLite file in the folder
     plugins: tuple[Path, ...] = ()
     allowed: frozenset[str] = frozenset()
@@ -112,11 +111,13 @@ class _Search:
             raise InputError(
                 Problem("output.path", "no output folder", "set it, or give --out DIR")
             )
+        check_target(prepared.target, overwrite=how.overwrite)
         self.prepared, self.how = prepared, how
         self.spec, self.document = spec, document
         self.space, self.layers = _space(prepared, document)
         self.evaluations = [one for one in prepared.evaluations if one.name in spec.weights]
         self.folder = search_folder(prepared.target)
+        self.workers = how.workers or _fitting(prepared)
         self.warnings: list[str] = []
         self.trials: list[Trial] = []
 
@@ -126,7 +127,7 @@ class _Search:
         objective = _objective(self.spec)
         batch = fields.batch or batch_size(fields.optimizer, len(self.space.genes))
         study = self._study(objective)
-        kept = study.agree(_setup(self.prepared, self.spec, self.space, self.evaluations, batch))
+        kept = study.agree(setup_of(self.prepared, self.spec, self.space, self.evaluations, batch))
         optimizer = Nevergrad(
             fields.optimizer,
             self.space.genes,
@@ -188,16 +189,15 @@ class _Search:
         return Pool(
             candidate_scorer,
             setting,
-            workers=self.how.workers,
+            workers=self.workers,
             timeout=self.spec.fields.timeout,
             scratch=self.folder / "scratch",
         )
 
     def _share(self) -> Any:
         """Give what one worker may use."""
-        resources, workers = self.prepared.resources, self.how.workers
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        threads = resources.threads or max(1, (cores or 1) // workers)
+        resources, workers = self.prepared.resources, self.workers
+        threads = resources.threads or max(1, _cores() // workers)
         memory = resources.max_memory
         return replace(
             resources,
@@ -268,7 +268,7 @@ class _Search:
 
     def _recipe(self, trial: Trial, count: int) -> str:
         values = trial.values
-        data = _absolute(self.prepared, self.space.filled(values).data, self.prepared.evaluations)
+        data = absolute(self.prepared, self.space.filled(values).data, self.prepared.evaluations)
         scores = ", ".join(f"{name} {value:.6g}" for name, value in trial.scores.items())
         comment = (
             f"Trial {trial.number} of {count} by {self.spec.fields.optimizer}, of the search in\n"
@@ -279,17 +279,38 @@ class _Search:
 
 def _space(prepared: Prepared, document: Document) -> tuple[Space, int | None]:
     """Give the space, checked: its bounds and choices must each make a recipe."""
-    plan, problems = prepared.plans[-1], Problems()
-    layers = depth_of(plan.donor.config) if plan.layers is None else len(plan.layers)
+    layers, problems = _layers(prepared), Problems()
     space = read_space(document, layers, problems)
     problems.raise_any()
     for values in _corners(space):
         found = Problems()
-        parse(space.filled(values), found)
+        parse(local_form(space.filled(values)), found)
         for one in found.found:
             problems.add(one.where, f"not all of the range can be used: {one.what}", one.fix)
     problems.raise_any()
     return space, layers
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _fitting(prepared: Prepared) -> int:
+    """Give how many workers there may be: each holds the model as fp32, and buffers beside."""
+    if prepared.resources.device is not None or prepared.service is not None:
+        return 1
+    model_bytes = 4 * sum(step.numel for step in prepared.plans[-1].steps)
+    memory = prepared.resources.max_memory or 0  # a quarter of what is free
+    return max(1, min(_cores(), 2 * memory // max(1, 2 * model_bytes)))
+
+
+def _layers(prepared: Prepared) -> int | None:
+    if prepared.service is not None:
+        return prepared.service.layers
+    plan = prepared.plans[-1]
+    return depth_of(plan.donor.config) if plan.layers is None else len(plan.layers)
 
 
 def _corners(space: Space) -> Iterator[tuple[Value, ...]]:
@@ -331,72 +352,6 @@ def _rules(spec: SearchSpec, batch: int, most: int) -> Rules:
         (*rungs, None),
         fields.halving.keep if fields.halving else 0.5,
     )
-
-
-def _setup(
-    prepared: Prepared,
-    spec: SearchSpec,
-    space: Space,
-    evaluations: Sequence[Evaluation],
-    batch: int,
-) -> dict[str, Any]:
-    """Give all that decides the trials, for JSON."""
-    from mergepipe.model.fingerprint import file_digest
-
-    data = {k: v for k, v in space.document.data.items() if k not in {"search", "output"}}
-    loose = {"budget", "patience", "timeout", "max_failed_share", "finalists"}
-    search = spec.fields.model_dump(exclude=loose)
-    weights = {
-        label: [file_digest(file) for file in sorted({t.file for t in one.tensors.values()})]
-        for label, one in prepared.checkpoints.items()
-    }
-    return {
-        "recipe": data,
-        "search": {**search, "batch": batch},
-        "genes": [asdict(gene) for gene in space.genes],
-        "evaluations": {one.name: _content(one) for one in evaluations},
-        "weights": weights,
-        "plugins": dict(prepared.plugins),
-        "mergepipe": version("mergepipe"),
-        "budget": spec.fields.budget,
-        "libraries": {name: version(name) for name in ("nevergrad", "numpy")},
-    }
-
-
-def _content(evaluation: Evaluation) -> str:
-    """Give a digest of the evaluator's code and of the data that it reads."""
-    evaluator = evaluation.evaluator
-    keyed = replace(evaluator, cached=None, digest=evaluator.digest or "none")
-    return key_of(keyed, evaluation.parameters, evaluation.folder, fingerprint="search")
-
-
-def _absolute(prepared: Prepared, data: Any, evaluations: Sequence[Evaluation]) -> dict[str, Any]:
-    """Give a recipe that means the same wherever it stands."""
-    folder, found = prepared.recipe.file.parent, copy.deepcopy(data)
-    for label, source in prepared.recipe.sources.items():
-        entry = found["models"][label]
-        entry = dict(entry) if isinstance(entry, dict) else {"path": entry}
-        if source.path is not None:
-            entry["path"] = str(source.path.resolve())
-        if source.adapter is not None:
-            entry["adapter"] = str(source.adapter.resolve())
-        found["models"][label] = entry["path"] if set(entry) == {"path"} else entry
-    for entry, evaluation in zip(found.get("evaluate", []), evaluations, strict=True):
-        entry.update(_paths(entry, evaluation, folder))
-    if found.get("output", {}).get("path") is not None:
-        found["output"]["path"] = str(prepared.recipe.output.path)
-    return dict(found)
-
-
-def _paths(entry: Mapping[str, Any], evaluation: Evaluation, folder: Path) -> dict[str, str]:
-    """Give the parameters of an evaluation that are paths, as absolute ones."""
-    read = evaluation.parameters.model_dump(by_alias=True)
-    return {
-        key: str((folder / Path(value).expanduser()).resolve())
-        for key, value in entry.items()
-        if isinstance(value, str)
-        and (isinstance(read.get(key), Path) or ("/" in value and (folder / value).exists()))
-    }
 
 
 @contextmanager

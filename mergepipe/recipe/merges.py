@@ -129,7 +129,7 @@ class MergeReader:
         while path.index(path[-1]) == len(path) - 1:
             needed = self._needs(waiting[path[-1]])
             path.append(next(name for name in waiting if name in needed))
-        return path
+        return path[path.index(path[-1]) :]
 
     def _needs(self, spec: MergeSpec) -> set[str]:
         """Give the labels that a merge uses, those of which its transplants are made too."""

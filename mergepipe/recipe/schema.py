@@ -11,6 +11,35 @@ from mergepipe.transplant import load_transplant, transplant_names
 
 __all__ = ["json_schema"]
 
+_SEARCHED: dict[str, Any] = {
+    "type": "object",
+    "description": "searched: {search: [0, 1]}",
+    "properties": {
+        "search": {
+            "anyOf": [
+                {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2},
+                {
+                    "type": "object",
+                    "properties": {"choice": {"type": "array", "minItems": 2}},
+                    "required": ["choice"],
+                    "additionalProperties": False,
+                },
+            ]
+        }
+    },
+    "required": ["search"],
+}
+
+
+# A merge service in place of `models`; `mergepipe search` knows what it means.
+_SERVICE = {
+    "type": "object",
+    "description": "a merge service that has the models: https://HOST/v1",
+    "properties": {"url": {"type": "string"}, "key_env": {"type": "string"}},
+    "required": ["url"],
+    "additionalProperties": False,
+}
+
 
 def json_schema() -> dict[str, Any]:
     """Give the JSON Schema (draft 2020-12) of a recipe, with every method's parameters."""
@@ -33,6 +62,9 @@ def json_schema() -> dict[str, Any]:
     del merge["additionalProperties"]
     merge["unevaluatedProperties"] = False
     _add_transplants(definitions["TransplantFields"])
+    schema["properties"]["service"] = _SERVICE
+    schema["required"].remove("models")
+    schema["oneOf"] = [{"required": ["models"]}, {"required": ["service"]}]
     return schema
 
 
@@ -98,11 +130,12 @@ def _properties(parameters: type[Parameters]) -> dict[str, Any]:
 
 
 def _or_gradient(field: dict[str, Any]) -> dict[str, Any]:
-    """A number may also be a list of numbers: anchors of a gradient over depth."""
+    """A number may also be a list of numbers: anchors of a gradient over depth; or searched."""
     if field.get("type") != "number":
-        return field
+        return {"anyOf": [field, _SEARCHED]}
     outer: dict[str, Any] = {
         key: field[key] for key in ("description", "default", "title") if key in field
     }
     inner = {key: value for key, value in field.items() if key not in outer}
-    return {**outer, "anyOf": [inner, {"type": "array", "items": inner, "minItems": 1}]}
+    anchors = {"type": "array", "items": {"anyOf": [inner, _SEARCHED]}, "minItems": 1}
+    return {**outer, "anyOf": [inner, anchors, _SEARCHED]}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from mergepipe.errors import Problems, did_you_mean
 from mergepipe.recipe.document import Document, FieldPath
@@ -23,7 +23,24 @@ def _as_weights(value: object) -> object:
 
 
 Weight = Annotated[float, Field(gt=0)]
-Weights = Annotated[dict[str, Weight], BeforeValidator(_as_weights), Field(min_length=1)]
+Weights = Annotated[
+    dict[str, Weight],
+    BeforeValidator(_as_weights),
+    Field(min_length=1),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string"},
+                {"type": "array", "items": {"type": "string"}, "minItems": 1},
+                {
+                    "type": "object",
+                    "additionalProperties": {"type": "number", "exclusiveMinimum": 0},
+                    "minProperties": 1,
+                },
+            ]
+        }
+    ),
+]
 
 
 class Fields(BaseModel):

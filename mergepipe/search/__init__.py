@@ -1,0 +1,1 @@
+"""Search: the numbers of a recipe tuned by black-box optimisation."""
