@@ -6,7 +6,7 @@
 A tenth of SmolLM2-135M's tokens of more than a byte are held out; its own table is the donor, so
 the geometry is as good as a donor's can be. First table: the held-out tokens that occur in the
 text and 600 others are made by the method, the rest become the mean. Second: only those that
-occur. Third: how near each candidate of `auto` comes to rows of withheld shared tokens.
+occur.
 """
 
 from __future__ import annotations

@@ -124,16 +124,3 @@ def test_auto_spells_tokens_where_the_spaces_have_nothing_in_common():
     base = table(500, 24, seed=1)
     rows(task(base, table(500, 24), 400, tell=said.append), "auto")
     assert said[-1] == "auto: subword, since none reaches a median cosine of 0.6"
-
-
-def test_auto_asks_a_text_where_there_is_one():
-    said = []
-    donor = table(300, 96)
-    base = donor @ torch.randn(96, 40, generator=torch.Generator().manual_seed(2))
-
-    def judge(fitted):
-        return float((fitted(np.arange(50)).rows - base[250:]).norm())
-
-    made = rows(task(base, donor, 250, tell=said.append, judge=judge), "auto")
-    assert sum("bits per byte" in line for line in said) == 8
-    assert torch.equal(made.rows, rows(task(base, donor, 250), "affine").rows)

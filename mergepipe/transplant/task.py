@@ -58,9 +58,6 @@ class Task:
     threads: int = 1
     other: Table | None = None  # the base's table of the other side, where it has two
     tell: Callable[[str], None] = field(default=lambda _: None)
-    # With a text: its bits per byte under the model whose missing rows are made so, less is
-    # better. `auto` then decides by it.
-    judge: Callable[[Fitted], float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

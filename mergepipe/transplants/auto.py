@@ -8,7 +8,7 @@ the largest median cosine to the rows that the base has, both less the base's me
 
 If even that is below `least`, the spaces are too different: the mean of the base's tokens that
 spell a token (`subword`) takes the place. Shared tokens are single tokens of the base, so that
-method cannot be ranked among the others. With a text, bits per byte decide between all instead.
+method cannot be ranked among the others.
 
 How much of a token's donor row a method explains would say little: with more atoms it explains
 more, and may be further from the base's row.
@@ -50,8 +50,6 @@ def fit(task: Task, parameters: Parameters) -> Fitted:
     if task.donor is None or len(task.anchors) < _FEWEST:
         task.tell("auto: subword, since there are no rows of shared tokens to learn from")
         return _fit(task, "subword", {})
-    if task.judge is not None:
-        return _by_text(task)
     scores = [score for _, score in _ranked(task, parameters)]
     best = int(np.argmax(scores))
     name, chosen = _CANDIDATES[best]
@@ -70,20 +68,6 @@ def _fit(task: Task, name: str, parameters: Mapping[str, Any]) -> Fitted:
 
 def _label(name: str, parameters: Mapping[str, Any]) -> str:
     return " ".join([name, *(f"{key}={value}" for key, value in parameters.items())])
-
-
-def _by_text(task: Task) -> Fitted:
-    """Take the candidate under which a text costs the fewest bits per byte."""
-    assert task.judge is not None
-    best, least = None, float("inf")
-    for name, parameters in (*_CANDIDATES, ("subword", {})):
-        fitted = _fit(task, name, parameters)
-        bits = task.judge(fitted)
-        task.tell(f"auto: {_label(name, parameters)}: {bits:.4f} bits per byte")
-        if best is None or bits < least:
-            best, least = fitted, bits
-    assert best is not None
-    return best
 
 
 def _ranked(task: Task, parameters: Parameters) -> Iterator[tuple[str, float]]:
