@@ -10,7 +10,6 @@ import pytest
 from api_server import ANSWER, serving
 from command_line import command
 
-from mergepipe.evaluate import evaluator_names
 
 FOLDER = Path(__file__).parent.parent / "recipes" / "evaluate"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
@@ -63,7 +62,8 @@ def mains(rows):
 
 
 def test_every_evaluator_has_a_recipe_and_every_recipe_a_head():
-    assert {path.stem for path in RECIPES} == set(evaluator_names())
+    shipped = (FOLDER.parent.parent / "evaluators").glob("*.py")
+    assert {path.stem for path in RECIPES} == {path.stem for path in shipped}
     for path in RECIPES:
         said = head(path.stem)
         assert f"recipes/evaluate/{path.name}" in said
