@@ -10,7 +10,6 @@ import pytest
 from api_server import ANSWER, serving
 from command_line import command
 
-
 FOLDER = Path(__file__).parent.parent / "recipes" / "evaluate"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
 COUNTED = (
