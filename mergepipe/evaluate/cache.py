@@ -15,7 +15,7 @@ import re
 import sqlite3
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -179,7 +179,8 @@ def _prepare(file: Path, connection: sqlite3.Connection) -> None:
         fix = "upgrade mergepipe, name another file by MERGEPIPE_CACHE, or give --no-cache"
         raise EnvironmentFault(Problem(str(file), what, fix))
     if not tables:
-        connection.execute("PRAGMA journal_mode = WAL")
+        with suppress(sqlite3.OperationalError):  # another process does it at this moment
+            connection.execute("PRAGMA journal_mode = WAL")
         with connection:  # one transaction: nobody sees a half-made file
             connection.execute("BEGIN IMMEDIATE")
             connection.execute(

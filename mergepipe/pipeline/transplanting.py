@@ -129,6 +129,8 @@ def make_transplants(
     tell: Callable[[str], None],
 ) -> None:
     """Make the tensors of these transplants that the journal does not have."""
+    if not wanted:
+        return
     import torch
 
     from mergepipe.transplant.making import Room, make_tensor
