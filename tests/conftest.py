@@ -1,6 +1,7 @@
 """Shared by all tests; that it is here puts this folder on the path of tests in subfolders."""
 
 import os
+import signal
 
 import torch
 
@@ -8,3 +9,5 @@ import torch
 os.environ["COLUMNS"] = "200"
 # Tests run in several processes; torch's own threads would only get in each other's way.
 torch.set_num_threads(1)
+# A shell starts what it runs in the background with Ctrl-C ignored, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)

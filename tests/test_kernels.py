@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from packing import DTYPES, VALUES, pack_tensors
 
+from mergepipe.kernels.packed import pack
 from mergepipe.kernels.random import (
     fill,
     keep_mask,
@@ -22,6 +23,7 @@ from mergepipe.kernels.random import (
     random_words_torch,
     stream_key,
 )
+from mergepipe.kernels.ranks import prune_rows
 from mergepipe.kernels.select import (
     HIGH_BINS,
     LARGEST,
@@ -40,6 +42,7 @@ from mergepipe.kernels.select import (
     magnitudes,
     within,
 )
+from mergepipe.magprune import row_probabilities
 from mergepipe.method import Block, Target, add_statistics, measure_blocks, run_survey
 from mergepipe.trim import keep_largest, survey_largest, variance
 
@@ -384,3 +387,38 @@ def test_words_are_spread_evenly():
 def test_every_seed_model_and_tensor_has_a_stream_of_its_own():
     texts = [(0, "a", "t"), (1, "a", "t"), (0, "b", "t"), (0, "a", "u"), (0, "a\0t", "")]
     assert len({stream_key(*text) for text in texts}) == len(texts)
+
+
+# Pruning by ranks.
+
+SHAPES = {
+    "normal": lambda rng, n: rng.standard_normal(n),
+    "few values": lambda rng, n: rng.integers(-3, 4, n) * 0.5,
+    "zeros": lambda _, n: np.zeros(n),
+    "one value": lambda _, n: np.full(n, -0.25),
+    "far outliers": lambda rng, n: rng.standard_normal(n) * np.exp(6 * rng.standard_normal(n)),
+    "subnormal": lambda rng, n: rng.integers(-4, 5, n) * 1e-45,
+}
+
+
+@pytest.mark.parametrize("columns", [1, 2, 3, 17, 64, 576, 4100])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rows_are_pruned_as_if_they_were_sorted(columns, shape):
+    rng, rows = np.random.default_rng(columns), 8
+    delta = SHAPES[shape](rng, rows * columns).astype(np.float32)
+    packed = pack([np.zeros_like(delta), delta], based=True)
+    order = np.abs(delta.reshape(rows, columns)).argsort(axis=1, kind="stable")
+    ranks = order.argsort(axis=1).ravel()
+    words = random_words(9, 5, delta.size).astype(np.uint64)
+    for density, epsilon in ((0.5, 0.15), (0.5, 0.49), (0.3, 0.0), (1.0, 0.1), (0.0, 0.1)):
+        q = row_probabilities(columns, density, epsilon)
+        keep = words < np.floor(q * 2**32).astype(np.uint64)[ranks]
+        for factor in (1.7, None):
+            pruned = prune_rows(packed, 1, q, factor=factor, key=9, first=5)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                scaled = (
+                    delta / q.astype(np.float32)[ranks]
+                    if factor is None
+                    else delta * np.float32(1.7)
+                )
+            assert np.array_equal(pruned, np.where(keep, scaled, np.float32(0)))

