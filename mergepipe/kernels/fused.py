@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mergepipe.kernels.compiling import kernel
 from mergepipe.kernels.packed import Kinds, Out, Packed, floats
 from mergepipe.kernels.random import fill
-from mergepipe.kernels.select import variance_tile
+from mergepipe.kernels.select import load_deltas, variance_tile
 from mergepipe.kernels.tiles import TILE, Bytes, Floats, Words, load, store
 
 __all__ = ["ALL", "ELECTIONS", "Band", "Combine", "Draw", "add_updates", "as_rows", "weighted_sum"]
@@ -108,7 +108,7 @@ class Combine:
     divisor: float | None = None  # of a plain sum
     scale: float = 1.0
     weigh_late: bool = False  # weights count only after the election
-    select: Band | None = None  # of the models' variance: which elements of all models stay
+    select: Band | None = None  # of the models' variance: which elements stay, and no other trim
     given: bool = False  # the models' rows are task vectors, made before
 
 
@@ -230,6 +230,15 @@ def trim_tile(
 
 
 @kernel
+def mask_tile(deltas: NDArray[np.float32], models: int, chosen: Floats) -> None:  # pragma: no cover
+    """Set all models' deltas to 0 where `chosen` is."""
+    for i in range(models):
+        x = deltas[i][: chosen.size]
+        for j in range(x.size):
+            x[j] = x[j] if chosen[j] != np.float32(0) else np.float32(0)
+
+
+@kernel
 def drop_tile(x: Floats, key: int, limit: int, start: int, room: Words) -> None:  # pragma: no cover
     """Set to 0 the elements whose random word is not below `limit`."""
     if limit >= _EVERY_WORD:
@@ -315,15 +324,22 @@ def _add_updates(
         load(data[0], kinds[0], at + start, base)
         selects = selection.shape[0] > 0
         if selects:
-            variance_tile(data, kinds, at + start, base, sums, shares)
+            load_deltas(data, kinds, at + start, base, rows)
+            variance_tile(rows, models, sums, shares)
             trim_tile(shares, selection[0], chosen)
+            mask_tile(rows, models, shares)
         for j in range(size):
             total[j] = np.float32(0)
         for i in range(models):
             x, w = rows[i][:size], np.float32(1) if weigh_late else weights[i]
+            if selects:  # and nothing else
+                for j in range(size):
+                    x[j] = x[j] * w
+                    total[j] = total[j] + x[j]
+                continue
             load(data[i + 1], kinds[i + 1], at + start, x)
             plain = limits[i] >= _EVERY_WORD and is_plain(bands[i])
-            if plain and not (rescale or selects or given):
+            if plain and not (rescale or given):
                 trim_and_weigh(x, base, bands[i], w, total)
                 continue
             if not given:
@@ -331,9 +347,6 @@ def _add_updates(
                     x[j] = x[j] - base[j]
             trim_tile(x, bands[i], seen[i])
             drop_tile(x, keys[i], limits[i], first + start, room)
-            if selects:
-                for j in range(size):
-                    x[j] = x[j] if shares[j] != np.float32(0) else np.float32(0)
             factor = factors[i] if rescale else np.float32(1)
             for j in range(size):
                 x[j] = x[j] * factor * w

@@ -37,6 +37,7 @@ __all__ = [
     "count_low",
     "count_low_torch",
     "expected_inside",
+    "load_deltas",
     "locate",
     "magnitude_bits",
     "magnitudes",
@@ -129,36 +130,56 @@ def within(parts: Sequence[Inside], known: Bracket, rank: int) -> tuple[int, int
 
 
 @kernel
-def variance_tile(
-    data: Bytes, kinds: Kinds, start: int, base: Floats, room: Floats, out: Floats
+def load_deltas(
+    data: Bytes, kinds: Kinds, start: int, base: Floats, deltas: NDArray[np.float32]
 ) -> None:  # pragma: no cover
-    """Population variance of the models' deltas, element by element, of a tile."""
-    models = np.float32(data.shape[0] - 1)
+    """Load all models' deltas of a tile whose base is loaded: [models, TILE]."""
+    for i in range(data.shape[0] - 1):
+        load_delta(data[i + 1], kinds[i + 1], start, base, deltas[i][: base.size])
+
+
+@kernel
+def variance_tile(
+    deltas: NDArray[np.float32], models: int, mean: Floats, out: Floats
+) -> None:  # pragma: no cover
+    """Population variance of the models' deltas, element by element; `mean` is room for that."""
+    count = np.float32(models)
     for j in range(out.size):
-        out[j] = np.float32(0)
-    for row in range(1, data.shape[0]):
-        load_delta(data[row], kinds[row], start, base, room)
+        mean[j] = np.float32(0)
+    for i in range(models):
+        x = deltas[i][: out.size]
         for j in range(out.size):
-            out[j] = out[j] + room[j]
-    mean = out / models
+            mean[j] = mean[j] + x[j]
     for j in range(out.size):
+        mean[j] = mean[j] / count
         out[j] = np.float32(0)
-    for row in range(1, data.shape[0]):
-        load_delta(data[row], kinds[row], start, base, room)
+    for i in range(models):
+        x = deltas[i][: out.size]
         for j in range(out.size):
-            off = room[j] - mean[j]
+            off = x[j] - mean[j]
             out[j] = out[j] + off * off
     for j in range(out.size):
-        out[j] = abs(out[j] / models)
+        out[j] = abs(out[j] / count)
 
 
 @kernel
 def magnitude_tile(
-    data: Bytes, kinds: Kinds, row: int, start: int, base: Floats, room: Floats, out: Floats
+    data: Bytes,
+    kinds: Kinds,
+    row: int,
+    start: int,
+    base: Floats,
+    deltas: NDArray[np.float32],
+    out: Floats,
 ) -> None:  # pragma: no cover
-    """|θ_row − θ_0| of a tile whose base is loaded, or, of row −1, the models' variance."""
+    """|θ_row − θ_0| of a tile whose base is loaded, or, of row −1, the models' variance.
+
+    `deltas` is room for one row more than there are models.
+    """
     if row < 0:
-        variance_tile(data, kinds, start, base, room, out)
+        models = data.shape[0] - 1
+        load_deltas(data, kinds, start, base, deltas)
+        variance_tile(deltas, models, deltas[models][: out.size], out)
         return
     load(data[row], kinds[row], start, out)
     for j in range(out.size):
@@ -169,12 +190,12 @@ def magnitude_tile(
 def _magnitudes(
     data: Bytes, kinds: Kinds, at: int, row: int, out: Floats
 ) -> None:  # pragma: no cover
-    rooms = np.empty((2, TILE), np.float32)
+    room, deltas = np.empty(TILE, np.float32), np.empty((data.shape[0], TILE), np.float32)
     for start in range(0, out.size, TILE):
         size = min(TILE, out.size - start)
-        base, room = rooms[0][:size], rooms[1][:size]
+        base = room[:size]
         load(data[0], kinds[0], at + start, base)
-        magnitude_tile(data, kinds, row, at + start, base, room, out[start : start + size])
+        magnitude_tile(data, kinds, row, at + start, base, deltas, out[start : start + size])
 
 
 def magnitudes(packed: Packed, row: int) -> Words:
@@ -195,14 +216,14 @@ def _collect(
     counts: Counts,
     kept: NDArray[np.uint32],
 ) -> None:  # pragma: no cover
-    rooms = np.empty((3, TILE), np.float32)
+    rooms, deltas = np.empty((2, TILE), np.float32), np.empty((data.shape[0], TILE), np.float32)
     for start in range(0, count, TILE):
         size = min(TILE, count - start)
-        base, room, x = rooms[0][:size], rooms[1][:size], rooms[2][:size]
+        base, x = rooms[0][:size], rooms[1][:size]
         load(data[0], kinds[0], at + start, base)
         for i in range(rows.size):
             if i == 0 or rows[i] != rows[i - 1]:
-                magnitude_tile(data, kinds, rows[i], at + start, base, room, x)
+                magnitude_tile(data, kinds, rows[i], at + start, base, deltas, x)
             _sort_out(x.view(np.uint32), ends[i], counts[i], kept[i])
 
 
@@ -259,14 +280,14 @@ def _count_equal(
     values: NDArray[np.int64],
     out: Counts,
 ) -> None:  # pragma: no cover
-    rooms = np.empty((3, TILE), np.float32)
+    rooms, deltas = np.empty((2, TILE), np.float32), np.empty((data.shape[0], TILE), np.float32)
     for start in range(0, count, TILE):
         size = min(TILE, count - start)
-        base, room, x = rooms[0][:size], rooms[1][:size], rooms[2][:size]
+        base, x = rooms[0][:size], rooms[1][:size]
         load(data[0], kinds[0], at + start, base)
         for i in range(rows.size):
             if i == 0 or rows[i] != rows[i - 1]:
-                magnitude_tile(data, kinds, rows[i], at + start, base, room, x)
+                magnitude_tile(data, kinds, rows[i], at + start, base, deltas, x)
             bits, value, equal = x.view(np.uint32), np.uint32(values[i]), np.uint32(0)
             for j in range(size):
                 equal = np.uint32(equal + np.uint32(bits[j] == value))

@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mergepipe.kernels.compiling import kernel
-from mergepipe.kernels.fused import Band, Draw, as_rows, drop_tile, trim_tile
+from mergepipe.kernels.fused import Band, Draw, as_rows, drop_tile, mask_tile, trim_tile
 from mergepipe.kernels.packed import Kinds, Packed
-from mergepipe.kernels.select import variance_tile
+from mergepipe.kernels.select import load_deltas, variance_tile
 from mergepipe.kernels.tiles import TILE, Bytes, Floats, load, load_delta
 
 __all__ = [
@@ -125,24 +125,21 @@ def absolute_sum(values: Floats) -> float:
 def _square_sums(
     data: Bytes, kinds: Kinds, at: int, count: int, selection: NDArray[np.int64]
 ) -> NDArray[np.float64]:  # pragma: no cover
-    rooms = np.empty((4, TILE), np.float32)
-    lanes = np.zeros((data.shape[0] - 1, LANES), np.float64)
+    models = data.shape[0] - 1
+    rooms, deltas = np.empty((3, TILE), np.float32), np.empty((models, TILE), np.float32)
+    lanes = np.zeros((models, LANES), np.float64)
     seen = np.zeros(2, np.int64)
-    selects = selection.shape[0] > 0
     for start in range(0, count, TILE):
         size = min(TILE, count - start)
-        base, x = rooms[0][:size], rooms[1][:size]
-        room, chosen = rooms[2][:size], rooms[3][:size]
+        base, mean, chosen = rooms[0][:size], rooms[1][:size], rooms[2][:size]
         load(data[0], kinds[0], at + start, base)
-        if selects:
-            variance_tile(data, kinds, at + start, base, room, chosen)
+        load_deltas(data, kinds, at + start, base, deltas)
+        if selection.shape[0] > 0:
+            variance_tile(deltas, models, mean, chosen)
             trim_tile(chosen, selection[0], seen)
-        for row in range(1, data.shape[0]):
-            load_delta(data[row], kinds[row], at + start, base, x)
-            if selects:
-                for j in range(size):
-                    x[j] = x[j] if chosen[j] != np.float32(0) else np.float32(0)
-            add_products(x, x, lanes[row - 1])
+            mask_tile(deltas, models, chosen)
+        for i in range(models):
+            add_products(deltas[i][:size], deltas[i][:size], lanes[i])
     return _total(lanes)
 
 
