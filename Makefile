@@ -27,6 +27,7 @@ types: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python docs/generate.py --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 check: lint types docs test
 
@@ -40,7 +41,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/method_times.py --write
 
 clean:
-	rm -rf demo dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf demo dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # torch comes first: asked for by its version it is the build that was tested, and nothing that
 # is installed later replaces it.

@@ -1,7 +1,8 @@
 """Write the reference pages from the code: `python docs/generate.py [--check]`.
 
-`methods.md` comes from the methods' docstrings and parameter models. With `--check` nothing is
-written: exit status 1 if a page is stale.
+`methods.md` and a page for each method come from the methods' docstrings and parameter models,
+`recipe-fields.md` from the schema of recipes. With `--check` nothing is written: exit status 1 if
+a page is stale.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from fields import fields_page
 
 from mergepipe.method import (
     Method,
@@ -26,25 +29,28 @@ DOCS = Path(__file__).parent
 
 
 def methods_page() -> str:
-    """All methods: a table, then a section each."""
+    """All methods in a table."""
     lines = [
         "# Merge methods",
         "",
-        "Generated from `mergepipe/methods/`; `mergepipe methods NAME` prints the same.",
+        "Generated from `mergepipe/methods/`; `mergepipe methods NAME` prints a method's page.",
         "",
         *_HEADS,
         "| --- | --- | --- | --- | --- | --- | ---: | --- |",
     ]
-    methods = [load_method(name) for name in method_names()]
-    posts = [load_post_step(name) for name in post_step_names()]
-    lines += [_row(method) for method in methods]
+    lines += [_row(load_method(name)) for name in method_names()]
     lines += ["", "Post-steps, which follow a merge (`then: [lines]`):", ""]
     lines += [*_HEADS[-1:], "| --- | --- | --- | --- | --- | --- | ---: | --- |"]
-    lines += [_row(post) for post in posts]
-    for method in (*methods, *posts):
-        lines += ["", f"## {method.name}", "", "```text", method.doc.strip(), "```", ""]
-        lines += _parameters(method)
+    lines += [_row(load_post_step(name)) for name in post_step_names()]
     return "\n".join(lines) + "\n"
+
+
+def method_page(method: Method[Any, Any]) -> str:
+    """What a method does, and its parameters."""
+    text = re.sub(r"(?<!<)https?://[^\s;,)]+[^\s;,).]", r"<\g<0>>", method.doc.strip())
+    text = re.sub(r"(?m)^(>>> (?:.+\n?)+)", r"```python\n\1\n```\n", text + "\n")
+    lines = [f"# {method.name}", "", re.sub(r"\n+```\n", "\n```\n", text), *_parameters(method)]
+    return "\n".join(lines).rstrip() + "\n"
 
 
 _HEADS = (
@@ -75,7 +81,7 @@ def _row(method: Method[Any, Any]) -> str:
     kernel += whole.get(str(cut), "")
     time = f"{_TIMES[method.name]:g}×" if method.name in _TIMES else ""
     cells = (
-        f"[{method.name}](#{method.name})",
+        f"[{method.name}](methods/{method.name}.md)",
         base,
         count,
         f"{1 + method.sweeps(shared)}×",
@@ -111,19 +117,31 @@ def _parameters(method: Method[Any, Any]) -> Iterator[str]:
         yield from (f"| {' | '.join(row)} |" for row in rows)
 
 
-PAGES = {
-    "methods.md": methods_page,
-}
+def pages() -> dict[str, str]:
+    """Give all pages by their file."""
+    methods = [load_method(name) for name in method_names()]
+    posts = [load_post_step(name) for name in post_step_names()]
+    return {
+        "methods.md": methods_page(),
+        "recipe-fields.md": fields_page(),
+        **{f"methods/{one.name}.md": method_page(one) for one in (*methods, *posts)},
+    }
 
 
 def main() -> int:
     """Write the pages, or say which are stale."""
-    stale = []
-    for name, page in PAGES.items():
-        file, text = DOCS / name, page()
+    made, stale = pages(), []
+    there = {str(file.relative_to(DOCS)) for file in (DOCS / "methods").glob("*.md")}
+    for name in sorted(there - made.keys()):
+        stale.append(name)
+        if "--check" not in sys.argv:
+            (DOCS / name).unlink()
+    for name, text in made.items():
+        file = DOCS / name
         if not file.exists() or file.read_text(encoding="utf-8") != text:
             stale.append(name)
             if "--check" not in sys.argv:
+                file.parent.mkdir(exist_ok=True)
                 file.write_text(text, encoding="utf-8")
     if stale and "--check" in sys.argv:
         print(f"stale: {', '.join(stale)}; run python docs/generate.py")
