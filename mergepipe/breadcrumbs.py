@@ -7,12 +7,15 @@ Masks", ECCV 2024. https://arxiv.org/abs/2312.06795
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from mergepipe.kernels.fused import Band
+from mergepipe.delta import add_packed
+from mergepipe.kernels.fused import Combine
+from mergepipe.kernels.packed import pack, unpacked
+from mergepipe.kernels.ranks import band_rows
 from mergepipe.method import Block, Cut, Scope, Survey, Target
 from mergepipe.rescale import rescaled, survey_factors
 from mergepipe.trim import LARGEST_SWEEPS, Trim, band, keep_largest, survey_ranks
@@ -20,11 +23,13 @@ from mergepipe.trim import LARGEST_SWEEPS, Trim, band, keep_largest, survey_rank
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mergepipe.kernels.packed import Out
+
 __all__ = [
     "Found",
     "MaskScope",
     "Tails",
-    "bands",
+    "add_banded",
     "cut",
     "drop_tails",
     "has_kernel",
@@ -95,15 +100,28 @@ def _masked(tails: Tails, block: Block[Any, Any]) -> tuple[Tensor, ...]:
 
 
 def has_kernel(shared: Any) -> bool:
-    """Whether packed blocks can be merged: where a band of magnitudes stays of the tensor."""
-    return not _in_rows(shared) and shared.rescale == "none"
+    """Whether packed blocks can be merged: where L1 norms are not asked for."""
+    return bool(shared.rescale == "none")
 
 
-def bands(block: Block[Any, Any], tails: Tails) -> list[Band]:
-    """Say to a kernel which magnitudes stay of each model."""
-    assert tails is not None, "rows have no bands"
+def add_banded(block: Block[Any, Any], how: Combine, tails: Tails, out: Out) -> None:
+    """Drop the tails of a packed block's task vectors, combine and add them."""
+    if tails is None:
+        add_packed(_masked_rows(block), replace(how, given=True), out)
+        return
     above, kept = tails
-    return [band(block, kept[label], above[label]) for label in block.labels]
+    add_packed(block, how, out, bands=[band(block, kept[x], above[x]) for x in block.labels])
+
+
+def _masked_rows(block: Block[Any, Any]) -> Block[Any, Any]:
+    """Give a packed block with masked task vectors in place of models."""
+    packed, columns = block.packed, max(block.target.columns, 1)
+    assert packed is not None, "kernels take packed blocks"
+    vectors = []
+    for label, each in zip(block.labels, block.each, strict=True):
+        top, stay = (_share(fraction, columns) for fraction in (each.gamma, each.density))
+        vectors.append(band_rows(packed, block.row(label), columns, top=top, stay=stay))
+    return replace(block, packed=pack([unpacked(packed, 0), *vectors], based=True))
 
 
 def _rows(delta: Tensor, columns: int, each: Any) -> Tensor:

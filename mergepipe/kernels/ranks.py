@@ -1,4 +1,4 @@
-"""Ranks of magnitudes within rows, and DELLA's pruning by them.
+"""Ranks of magnitudes within rows, DELLA's pruning by them, and bands of ranks.
 
 A row is spread over buckets by magnitude, in order of index, and each bucket, of two or three
 elements as a rule, sorted by insertion: time grows with the length of the row.
@@ -21,7 +21,7 @@ from mergepipe.kernels.packed import Kinds, Packed, floats
 from mergepipe.kernels.random import fill
 from mergepipe.kernels.tiles import Bytes, Floats, Words, load, load_delta
 
-__all__ = ["prune_rows", "rank_row"]
+__all__ = ["band_rows", "prune_rows", "rank_row"]
 
 Short: TypeAlias = NDArray[np.uint16]
 Index: TypeAlias = NDArray[np.int32]
@@ -300,3 +300,38 @@ def prune_rows(
     else:
         _prune_rows(*where, ranked, factor is None, *drawn)
     return out
+
+
+@kernel
+def _band_rows(
+    data: Bytes, kinds: Kinds, at: int, row: int, top: int, stop: int, out: NDArray[np.float32]
+) -> None:  # pragma: no cover
+    columns = out.shape[1]
+    rooms = np.empty((3, columns), np.float32)
+    base, x, turned = rooms[0], rooms[1], rooms[2]
+    buckets, ends = np.empty(columns, np.uint16), np.empty(_BUCKETS, np.int32)
+    order = np.empty(columns, np.int32)
+    for number in range(out.shape[0]):
+        start, kept = at + number * columns, out[number]
+        load(data[0], kinds[0], start, base)
+        load_delta(data[row], kinds[row], start, base, x)
+        for j in range(columns):
+            turned[j] = x[columns - 1 - j]  # so that of equal ones the first comes out last
+            kept[j] = np.float32(0)
+        rank_row(turned, buckets, ends, order)
+        for place in range(top, stop):
+            j = columns - 1 - order[columns - 1 - place]
+            kept[j] = x[j]
+
+
+def band_rows(
+    packed: Packed, row: int, columns: int, *, top: int, stay: int
+) -> NDArray[np.float32]:
+    """Give a model's deltas, 0 but for `stay` of each row's largest after its `top` largest ones.
+
+    Of equal magnitudes the first is the larger.
+    """
+    out = np.empty((packed.count // columns, columns), np.float32)
+    stop = min(top + stay, columns)
+    _band_rows(packed.data, packed.kinds, packed.first, row, top, stop, out)
+    return out.reshape(-1)

@@ -27,14 +27,14 @@ from pydantic import Field
 from mergepipe.breadcrumbs import (
     Found,
     MaskScope,
-    bands,
+    add_banded,
     cut,
     drop_tails,
     has_kernel,
     survey_tails,
     tail_sweeps,
 )
-from mergepipe.delta import add_packed, add_update, combine, packed_sum
+from mergepipe.delta import add_update, combine, packed_sum
 from mergepipe.method import Block, Method, Parameters
 from mergepipe.rescale import Restore
 
@@ -71,7 +71,7 @@ def merge(block: Block[Each, Shared], found: Found) -> Tensor:
 
 def kernel(block: Block[Each, Shared], found: Found, out: Out) -> None:
     """Do the same with a packed block."""
-    add_packed(block, packed_sum(block), out, bands=bands(block, found.tails))
+    add_banded(block, packed_sum(block), found.tails, out)
 
 
 METHOD = Method(

@@ -1,7 +1,8 @@
 """Drop the largest and the smallest elements of each task vector, then elect signs as TIES does.
 
-The mask is that of Davari and Belilovsky, "Model Breadcrumbs", ECCV 2024; the election that of
-Yadav et al., "TIES-Merging", NeurIPS 2023; mergekit put them together.
+The mask is that of Davari and Belilovsky, "Model Breadcrumbs: Scaling Multi-Task Model Merging with
+Sparse Masks", ECCV 2024; the election that of Yadav et al., "TIES-Merging: Resolving Interference
+When Merging Models", NeurIPS 2023; mergekit put them together.
 https://arxiv.org/abs/2312.06795, https://arxiv.org/abs/2306.01708
 
     m_i = the ⌊density·n⌋ largest |τ_i| below the ⌊gamma·n⌋ largest,    τ̂_i = m_i ⊙ τ_i
@@ -28,14 +29,14 @@ from pydantic import Field
 from mergepipe.breadcrumbs import (
     Found,
     MaskScope,
-    bands,
+    add_banded,
     cut,
     drop_tails,
     has_kernel,
     survey_tails,
     tail_sweeps,
 )
-from mergepipe.delta import Election, add_packed, add_update, agreeing, combine, packed_election
+from mergepipe.delta import Election, add_update, agreeing, combine, packed_election
 from mergepipe.method import Block, Method, Parameters
 from mergepipe.rescale import Restore
 
@@ -74,7 +75,7 @@ def merge(block: Block[Each, Shared], found: Found) -> Tensor:
 
 def kernel(block: Block[Each, Shared], found: Found, out: Out) -> None:
     """Do the same with a packed block."""
-    add_packed(block, packed_election(block), out, bands=bands(block, found.tails))
+    add_banded(block, packed_election(block), found.tails, out)
 
 
 METHOD = Method(
