@@ -7,6 +7,9 @@ text in UTF-8. Every byte has the same weight: it is not the mean over texts. A 
 the model's limit is scored in disjoint windows; with `stride`, each window after the first scores
 that many tokens and sees the others as context. A model that gives each byte 1/256 needs 8.
 
+A text that the model's tokenizer cannot express (`<unk>`, lower case) is `lossy`: the model was
+scored on less than the text, and is compared on it only with models that have the same trouble.
+
 `byte_perplexity` is 2 to that; `word_perplexity` is e to the nats per word, with words as
 lm-evaluation-harness counts them: the pieces between runs of white space, empty ones too.
 """
@@ -19,7 +22,7 @@ from functools import partial
 
 from pydantic import BaseModel, PositiveInt, model_validator
 
-from mergepipe.evaluate import Context, DataFile, Item, Result, ratio, read_jsonl
+from mergepipe.evaluate import Context, DataFile, Item, Result, lossy_items, ratio, read_jsonl
 from mergepipe.model import Ability, Model
 
 NEEDS: frozenset[Ability] = frozenset({"rolling"})
@@ -61,7 +64,7 @@ def evaluate(model: Model, context: Context[Parameters]) -> Result:
     }
     # Of texts without spaces the second is beyond any float.
     finite = {name: one for name, one in perplexities.items() if math.isfinite(one.value)}
-    return Result({"bits_per_byte": bits, **finite}, items)
+    return Result({"bits_per_byte": bits, **finite}, items, lossy=lossy_items(model, texts))
 
 
 def count_words(text: str) -> int:

@@ -13,7 +13,16 @@ from typing import cast
 from pydantic import BaseModel, model_validator
 
 from mergepipe.errors import InputError, Problem
-from mergepipe.evaluate import Context, DataFile, Item, Metric, Result, mean, read_jsonl
+from mergepipe.evaluate import (
+    Context,
+    DataFile,
+    Item,
+    Metric,
+    Result,
+    lossy_items,
+    mean,
+    read_jsonl,
+)
 from mergepipe.model import Ability, Classifier, Model
 
 NEEDS: frozenset[Ability] = frozenset({"classify"})
@@ -54,6 +63,7 @@ def evaluate(model: Model, context: Context[Parameters]) -> Result:
             "nats": mean(items, "nats", unit="nats", higher_is_better=False),
         },
         items,
+        lossy=lossy_items(model, {line: text for line, (text, _) in texts.items()}),
     )
 
 

@@ -23,7 +23,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field, PositiveInt, model_validator
 
-from mergepipe.evaluate import Context, DataFile, Item, Result, mean, read_jsonl
+from mergepipe.evaluate import Context, DataFile, Item, Result, lossy_items, mean, read_jsonl
 from mergepipe.evaluate.sandbox import Isolation, Limits, check_isolation, run_program
 from mergepipe.model import Ability, Generation, Model
 
@@ -102,7 +102,8 @@ def evaluate(model: Model, context: Context[Parameters]) -> Result:
     )
     passes = {f"pass@{k}": mean(items, f"pass@{k}", unit="solved") for k in parameters.k}
     timeouts = mean(items, "timeouts", unit="share", higher_is_better=False)
-    return Result({**passes, "timeouts": timeouts}, items)
+    asked = {line: prompt for line, (prompt, _) in tasks.items()}
+    return Result({**passes, "timeouts": timeouts}, items, lossy=lossy_items(model, asked))
 
 
 def _writer(

@@ -6,8 +6,9 @@ object on its standard input,
     {"model": {"name": "merged", "path": "/models/merged"}, "parameters": {...}, "seed": 0,
      "limit": null, "part": null}
 
-(a model behind a server has `base_url` and `model` in place of `path`), and its standard output
-must end with one on the last line:
+(a model behind a server has `base_url`, `model` and `kind` in place of `path`, and `key_env`, the
+name of the environment variable that holds its key), and its standard output must end with one on
+the last line:
 
     {"metrics": {"accuracy": {"value": 0.5, "higher_is_better": true, "n": 2}},
      "samples": [{"id": "1", "accuracy": 1}, {"id": "2", "accuracy": 0}]}

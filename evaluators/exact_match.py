@@ -32,8 +32,8 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import BaseModel, Field, PositiveInt, field_validator, model_validator
 
 from mergepipe.errors import InputError, Problem
-from mergepipe.evaluate import Context, DataFile, Item, Result, mean
-from mergepipe.evaluate.prompts import read_prompts
+from mergepipe.evaluate import Context, DataFile, Item, Result, lossy_items, mean
+from mergepipe.evaluate.prompts import read_prompts, shown
 from mergepipe.model import Ability, Generation, Model, Prompt
 
 NEEDS: frozenset[Ability] = frozenset({"generate"})
@@ -124,7 +124,8 @@ def evaluate(model: Model, context: Context[Parameters]) -> Result:
     metrics = {name: mean(items, name, unit="correct") for name in items[0].values}
     if "unextracted" in metrics:
         metrics["unextracted"] = mean(items, "unextracted", unit="share", higher_is_better=False)
-    return Result(metrics, items)
+    asked = {line: shown(prompt) for line, (prompt, _) in problems.items()}
+    return Result(metrics, items, lossy=lossy_items(model, asked))
 
 
 def _writer(

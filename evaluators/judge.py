@@ -16,6 +16,12 @@ gets the lowest mark and is shown to nobody. Of several judges the median counts
 majority's verdict where there is one; `agreement` is Krippendorff's α, `kappa` Cohen's κ of two.
 An item on which a judge gives no verdict is not scored: it is never a bad mark.
 
+With `repeats` each judge is asked that often, at `temperature`; the median counts, and
+`consistency` is the mean share of repeats that say what most of them say. `calibration` is a file
+of answers that people have judged, {"prompt", "answer", "gold"} and what the mode needs beside:
+`gold_accuracy` is how often the judges say what people say, `gold_agreement` Krippendorff's α with
+them. What judges cost is in the result, in US dollars where they have `prices`.
+
 Judges prefer their own answers: do not take one that is merged, or a relative of it.
 """
 
@@ -24,14 +30,14 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from statistics import median
+from dataclasses import dataclass, replace
+from statistics import fmean, median
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, Field, PositiveInt, model_validator
 
-from mergepipe.errors import InputError, Problem
+from mergepipe.errors import InputError, Problem, Problems
 from mergepipe.evaluate import (
     Context,
     DataFile,
@@ -40,22 +46,31 @@ from mergepipe.evaluate import (
     Metric,
     Result,
     Unscored,
+    lossy_items,
     mean,
     read_jsonl,
 )
-from mergepipe.evaluate.agreement import cohen, krippendorff
-from mergepipe.evaluate.judging import Judge, NoVerdict, ask_judge, last_line_verdict, open_judge
+from mergepipe.evaluate.judging import Judge, NoVerdict, ask_judge, open_judge
 from mergepipe.evaluate.prompts import read_prompts, shown
-from mergepipe.model import Ability, Generation, Model, Prompt
+from mergepipe.evaluate.verdicts import (
+    TIE,
+    Form,
+    Verdict,
+    agreement,
+    calibration,
+    judged,
+    repeated,
+)
+from mergepipe.model import Ability, Generation, Model, Prompt, Usage
 
 if TYPE_CHECKING:
     from mergepipe.model.api import ApiModel
 
 NEEDS: frozenset[Ability] = frozenset({"generate"})
+# What judges say of answers that people have judged: the same whatever model they judge next.
+_CALIBRATED: dict[object, list[tuple[float, float]]] = {}
 
 Mode: TypeAlias = Literal["graded", "reference", "pairwise"]
-_TIE = 0.5
-_PAIR = 2
 
 _CRITERIA = "Is it correct, does it do what was asked, and is it clear and to the point?"
 _GRADED = """\
@@ -96,19 +111,6 @@ one line:
 VERDICT: A or VERDICT: B, whichever is better, or VERDICT: TIE."""
 
 
-@dataclass(frozen=True, slots=True)
-class Form:
-    """What a mode asks, and what its verdicts are worth; `swapped` is that of the other order."""
-
-    text: str
-    word: str
-    verdicts: str
-    marks: Mapping[str, float]
-    metric: str
-    unit: str
-    swapped: Mapping[str, float] | None = None
-
-
 FORMS: Mapping[Mode, Form] = MappingProxyType(
     {
         "graded": Form(
@@ -126,10 +128,10 @@ FORMS: Mapping[Mode, Form] = MappingProxyType(
             _PAIRWISE,
             "VERDICT",
             "(A|B|TIE)",
-            {"A": 1.0, "B": 0.0, "TIE": _TIE},
+            {"A": 1.0, "B": 0.0, "TIE": TIE},
             "win_rate",
             "won",
-            {"A": 0.0, "B": 1.0, "TIE": _TIE},
+            {"A": 0.0, "B": 1.0, "TIE": TIE},
         ),
     }
 )
@@ -138,7 +140,8 @@ FORMS: Mapping[Mode, Form] = MappingProxyType(
 class Parameters(BaseModel, frozen=True, extra="forbid", strict=True):
     """`judge` is one, `{model, base_url, key_env}`, or a list of several; see docs/evaluators.md.
 
-    `against` holds another model's answers: `{"answer": ...}`, a line for each of `data`.
+    `against` holds another model's answers: `{"answer": ...}`, a line for each of `data`;
+    `calibration` answers that people have judged. `temperature` is the judges'.
     """
 
     data: DataFile
@@ -151,6 +154,9 @@ class Parameters(BaseModel, frozen=True, extra="forbid", strict=True):
     criteria: str = _CRITERIA
     against: DataFile | None = None
     chat: bool = False
+    repeats: PositiveInt = 1
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
+    calibration: DataFile | None = None
     max_tokens: PositiveInt = 512
     stop: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)] = ()
 
@@ -159,6 +165,7 @@ class Parameters(BaseModel, frozen=True, extra="forbid", strict=True):
         if self.against is not None and self.mode != "pairwise":
             raise ValueError("`against` is for `mode: pairwise`")
         read_cases(self)
+        read_golds(self)
         return self
 
 
@@ -189,10 +196,38 @@ def read_cases(parameters: Parameters) -> dict[str, Case]:
     }
 
 
+@dataclass(frozen=True, slots=True)
+class Gold:
+    """An answer that people have judged."""
+
+    case: Case
+    answer: str
+    mark: float
+
+
+def read_golds(parameters: Parameters) -> tuple[Gold, ...]:
+    """Read the answers of `calibration`; none where there is no such file."""
+    file, form = parameters.calibration, FORMS[parameters.mode]
+    if file is None:
+        return ()
+    beside: dict[str, type] = {} if parameters.mode == "graded" else {"reference": str}
+    fields = {"answer": str, "gold": object, **beside}
+    found, problems = [], Problems()
+    for line, one in read_prompts(file, fields, chat=parameters.chat).items():
+        said = str(one.record["gold"]).upper()
+        if said not in form.marks:
+            problems.add(f"{file}:{line}", f"gold must be one of {', '.join(form.marks)}")
+            continue
+        case = Case(one.prompt, str(one.record.get("reference", "")))
+        found.append(Gold(case, one.record["answer"], form.marks[said]))
+    problems.raise_any()
+    return tuple(found)
+
+
 def evaluate(model: Model, context: Context[Parameters]) -> Result:
     """Have the answers judged; items are the lines."""
     parameters = context.parameters
-    judges = [open_judge(one) for one in parameters.judge]
+    judges = _judges(context)
     _warn_of_relatives(model, parameters.judge)
     cases = context.choose(read_cases(parameters))
 
@@ -203,36 +238,68 @@ def evaluate(model: Model, context: Context[Parameters]) -> Result:
     answered = {
         line: one.text.strip() for line, one in zip(cases, written, strict=True) if one.text.strip()
     }
+    asked_of = [(cases[line], text) for line, text in answered.items()]
     found: dict[str, list[Verdict | NoVerdict]] = {line: [] for line in cases}
-    for judge, settings in zip(judges, parameters.judge, strict=True):
-        verdicts = _verdicts(context, judge, settings.max_tokens, cases, answered)
+    for verdicts in _verdicts(context, judges, asked_of):
         for line, verdict in zip(answered, verdicts, strict=True):
             found[line].append(verdict)
-    return _result(parameters, found)
+    metrics, usage = _calibrated(context)
+    spent = sum((one.usage for one in judges), usage)
+    lossy = lossy_items(model, {line: shown(one.prompt) for line, one in cases.items()})
+    return replace(_result(parameters, found, metrics, spent), lossy=lossy)
+
+
+def _judges(context: Context[Parameters]) -> list[ApiModel]:
+    return [open_judge(one, context.answers) for one in context.parameters.judge]
 
 
 def _verdicts(
     context: Context[Parameters],
-    judge: ApiModel,
-    max_tokens: int,
-    cases: Mapping[str, Case],
-    answered: Mapping[str, str],
-) -> Iterator[Verdict | NoVerdict]:
-    """Give a judge's verdict on every answer."""
-    form = FORMS[context.parameters.mode]
-    questions = [
-        question
-        for line, text in answered.items()
-        for question in asked(context.parameters, cases[line], text)
-    ]
+    judges: Sequence[ApiModel],
+    answers: Sequence[tuple[Case, str]],
+) -> Iterator[list[Verdict | NoVerdict]]:
+    """Give each judge's verdicts on all answers."""
+    parameters = context.parameters
+    form = FORMS[parameters.mode]
+    questions = [one for case, text in answers for one in asked(parameters, case, text)]
+    for judge, settings in zip(judges, parameters.judge, strict=True):
+        found: list[list[Verdict | NoVerdict]] = [[] for _ in answers]
+        for repeat in range(parameters.repeats):
 
-    def replies(some: list[str]) -> list[Generation | NoVerdict]:
-        return ask_judge(judge, some, max_tokens)
+            def replies(
+                some: list[str],
+                judge: ApiModel = judge,
+                most: int = settings.max_tokens,
+                seed: int = context.seed + repeat,
+            ) -> list[Generation | NoVerdict]:
+                return ask_judge(judge, some, most, parameters.temperature, seed)
 
-    said = context.ask(replies, questions)
-    orders = 1 if form.swapped is None else _PAIR
-    for start in range(0, len(said), orders):
-        yield judged(form, said[start : start + orders])
+            said = context.ask(replies, questions)
+            for at, verdicts in enumerate(found):
+                first = at * form.orders
+                verdicts.append(judged(form, said[first : first + form.orders]))
+        yield [repeated(verdicts) for verdicts in found]
+
+
+def _calibrated(context: Context[Parameters]) -> tuple[dict[str, Metric], Usage]:
+    """Hold the judges against people, once for all models that they judge; with what that cost."""
+    file, spent = context.parameters.calibration, Usage()
+    if file is None:
+        return {}, spent
+    judges, golds = _judges(context), read_golds(context.parameters)
+    addresses = tuple(one.location["base_url"] for one in judges)
+    key = (context.parameters, context.seed, file.read_bytes(), addresses)
+    if key not in _CALIBRATED:
+        asked_of = [(one.case, one.answer) for one in golds]
+        given = zip(*_verdicts(context, judges, asked_of), strict=True)
+        _CALIBRATED[key] = [
+            (median(one.mark for one in verdicts if isinstance(one, Verdict)), gold.mark)
+            for gold, verdicts in zip(golds, given, strict=True)
+            if any(isinstance(one, Verdict) for one in verdicts)
+        ]
+        spent = sum((one.usage for one in judges), spent)
+    pairs = _CALIBRATED[key]
+    return calibration(pairs) if pairs else {}, spent
 
 
 def _warn_of_relatives(model: Model, judges: Sequence[Judge]) -> None:
@@ -263,38 +330,19 @@ def asked(parameters: Parameters, case: Case, answer: str) -> list[str]:
         "answer": marked("answer", answer),
         "reference": marked("right answer", case.other),
     }
-    pairs = [(answer, case.other), (case.other, answer)][: 1 if form.swapped is None else _PAIR]
+    pairs = [(answer, case.other), (case.other, answer)][: form.orders]
     return [
         form.text.format(**parts, answer_a=marked("answer A", a), answer_b=marked("answer B", b))
         for a, b in pairs
     ]
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """A judge's mark, and whether it followed the place of an answer."""
-
-    mark: float
-    biased: bool = False
-
-
-def judged(form: Form, replies: Sequence[Generation | NoVerdict]) -> Verdict | NoVerdict:
-    """Give the verdict of a judge's replies, one for each order."""
-    marks: list[float] = []
-    for reply, table in zip(replies, (form.marks, form.swapped), strict=False):
-        if isinstance(reply, NoVerdict):
-            return reply
-        verdict = last_line_verdict(reply.text, form.word, form.verdicts)
-        if isinstance(verdict, NoVerdict):
-            return verdict
-        assert table is not None, "as many replies as orders"
-        marks.append(table[verdict])
-    if len(set(marks)) == 1:
-        return Verdict(marks[0])
-    return Verdict(_TIE, biased=_TIE not in marks)
-
-
-def _result(parameters: Parameters, found: Mapping[str, list[Verdict | NoVerdict]]) -> Result:
+def _result(
+    parameters: Parameters,
+    found: Mapping[str, list[Verdict | NoVerdict]],
+    more: Mapping[str, Metric],
+    spent: Usage,
+) -> Result:
     form = FORMS[parameters.mode]
     items, unscored = [], []
     for line, verdicts in found.items():
@@ -304,40 +352,32 @@ def _result(parameters: Parameters, found: Mapping[str, list[Verdict | NoVerdict
             unscored.append(Unscored(line, missing[0]))
         else:
             worst = Verdict(min(form.marks.values()))  # of an empty answer
-            items.append(Item(line, _values(form, given or [worst] * len(parameters.judge))))
+            marks = given or [worst] * len(parameters.judge)
+            items.append(Item(line, _values(form, marks, parameters.repeats)))
     if not items:
         raise InputError(Problem("judge", f"no answer has a verdict: {unscored[0].reason}"))
     metrics = {form.metric: mean(items, form.metric, unit=form.unit)}
     if form.swapped is not None:
-        metrics["ties"] = mean(items, "ties", unit="share")
+        metrics["ties"] = mean(items, "ties", unit="share", higher_is_better=None)
         metrics["position_bias"] = mean(
             items, "position_bias", unit="share", higher_is_better=False
         )
-    return Result(metrics | _agreement(items, len(parameters.judge)), tuple(items), tuple(unscored))
+    if parameters.repeats > 1:
+        metrics["consistency"] = mean(items, "consistency", unit="of repeats")
+    judges = range(1, len(parameters.judge) + 1)
+    marks_of = [[one.values.get(f"judge_{n}", 0.0) for n in judges] for one in items]
+    metrics |= {**agreement(marks_of), **more}
+    return Result(metrics, tuple(items), tuple(unscored), judges=spent)
 
 
-def _values(form: Form, verdicts: Sequence[Verdict]) -> dict[str, float]:
+def _values(form: Form, verdicts: Sequence[Verdict], repeats: int) -> dict[str, float]:
     mark = median(one.mark for one in verdicts)
     values = {form.metric: mark}
     if form.swapped is not None:
-        values["ties"] = float(mark == _TIE)
-        values["position_bias"] = sum(one.biased for one in verdicts) / len(verdicts)
+        values["ties"] = float(mark == TIE)
+        values["position_bias"] = fmean(one.biased for one in verdicts)
+    if repeats > 1:
+        values["consistency"] = fmean(one.consistent for one in verdicts)
     if len(verdicts) > 1:
         values |= {f"judge_{n}": one.mark for n, one in enumerate(verdicts, start=1)}
     return values
-
-
-def _agreement(items: Sequence[Item], judges: int) -> dict[str, Metric]:
-    """Give how far several judges agree, where their marks differ at all."""
-    if judges == 1:
-        return {}
-    marks = [[one.values[f"judge_{n}"] for n in range(1, judges + 1)] for one in items]
-    found = {"agreement": krippendorff(marks)}
-    if judges == _PAIR:
-        found["kappa"] = cohen(*zip(*marks, strict=True))
-    units = {"agreement": "α", "kappa": "κ"}
-    return {
-        name: Metric(value, True, len(items), units[name])
-        for name, value in found.items()
-        if value is not None
-    }

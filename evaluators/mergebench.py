@@ -3,6 +3,7 @@
     retained   mean over `domains` of score / score of the domain's specialist; in %
     forgotten  1 − mean over `general` of score / score of the base; in %
     average    mean score of the domains, where all are such that higher is better
+    NAME kept  score of one evaluation / its reference; in %
 
 as in MergeBench (He et al., 2025, https://arxiv.org/abs/2505.10833), which has five domains
 (instruction following, mathematics, languages, coding, safety), with whatever evaluations you have
@@ -53,7 +54,7 @@ from mergepipe.evaluate import (
 )
 from mergepipe.evaluate.retention import share_kept
 from mergepipe.evaluate.statistics import average_error
-from mergepipe.model import Model
+from mergepipe.model import Model, Usage
 
 PERMISSION = "commands"
 
@@ -161,6 +162,9 @@ def evaluate(model: Model, context: Context[Parameters]) -> Result:
         kept = _mean_share(parameters.general, scores)
         metrics["forgotten"] = replace(kept, value=100 - kept.value, higher_is_better=False)
     metrics |= _average(parameters.domains, scores)
+    metrics |= {
+        f"{name} kept": _kept(part, scores[name]) for name, part in parameters.parts.items()
+    }
     items = tuple(_items(found))
     unscored = [
         Unscored(f"{name}/{one.id}", one.reason)
@@ -168,7 +172,10 @@ def evaluate(model: Model, context: Context[Parameters]) -> Result:
         for one in result.unscored
     ]
     metrics |= {name: replace(one, formula=_within(name, one)) for name, one in scores.items()}
-    return Result(metrics, items, tuple(unscored))
+    lossy = tuple(f"{name}/{one}" for name, result in found.items() for one in result.lossy)
+    judges = [result.judges for result in found.values() if result.judges is not None]
+    spent = sum(judges, Usage()) if judges else None
+    return Result(metrics, items, tuple(unscored), lossy, spent)
 
 
 def _asked(model: Model, context: Context[Parameters], name: str, part: Part) -> Result:
@@ -182,10 +189,20 @@ def _asked(model: Model, context: Context[Parameters], name: str, part: Part) ->
 
 def _score(result: Result, name: str, part: Part) -> Metric:
     chosen = part.metric or next(iter(result.metrics))
+    if chosen in result.metrics and result.metrics[chosen].higher_is_better is None:
+        raise InputError(Problem(name, f"more of {chosen} is no better than less"))
     if chosen not in result.metrics:
         what = f"{part.use} gives no metric '{chosen}'{did_you_mean(chosen, result.metrics)}"
         raise InputError(Problem(name, what))
     return result.metrics[chosen]
+
+
+def _kept(part: Domain | General, score: Metric) -> Metric:
+    """Give the part of one reference's score that is kept, in %."""
+    share = share_kept(
+        score.value, part.reference, higher_is_better=bool(score.higher_is_better), rate=part.rate
+    )
+    return Metric(100 * share, True, score.n, f"% of {part.reference:g}")
 
 
 def _mean_share(parts: Mapping[str, Domain | General], scores: Mapping[str, Metric]) -> Metric:
@@ -194,7 +211,7 @@ def _mean_share(parts: Mapping[str, Domain | General], scores: Mapping[str, Metr
     for name, part in parts.items():
         score, reference = scores[name], part.reference
         up = score.higher_is_better
-        shares.append(share_kept(score.value, reference, higher_is_better=up, rate=part.rate))
+        shares.append(share_kept(score.value, reference, higher_is_better=bool(up), rate=part.rate))
         slope = 1 / reference if up else 1 / (1 - reference) if part.rate else 0.0
         if not slope and score.value:
             slope = reference / score.value**2

@@ -25,7 +25,16 @@ from typing import Any, Literal, TypeAlias
 from pydantic import BaseModel, NonNegativeInt, model_validator
 
 from mergepipe.errors import InputError, Problem
-from mergepipe.evaluate import Context, DataFile, Item, Metric, Result, mean, read_jsonl
+from mergepipe.evaluate import (
+    Context,
+    DataFile,
+    Item,
+    Metric,
+    Result,
+    lossy_items,
+    mean,
+    read_jsonl,
+)
 from mergepipe.model import Ability, Model
 
 NEEDS: frozenset[Ability] = frozenset({"loglikelihood"})
@@ -121,7 +130,9 @@ def evaluate(model: Model, context: Context[Parameters]) -> Result:
         run = slice(at, at + len(one.choices))
         items.append(Item(line, _values(one, given[run], free[run])))
         at = run.stop
-    return Result(_metrics(items, parameters.main), tuple(items))
+    asked = {line: "\n".join((one.text, *one.choices)) for line, one in questions.items()}
+    lossy = lossy_items(model, asked)
+    return Result(_metrics(items, parameters.main), tuple(items), lossy=lossy)
 
 
 def _shots(parameters: Parameters) -> str:

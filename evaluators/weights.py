@@ -17,8 +17,9 @@ and, with `others`, the models that it was merged from, say, by their labels:
     others_sign_conflict   of the elements that two others changed, the share with opposite signs
 
 (Yadav et al., TIES-Merging, 2023, https://arxiv.org/abs/2306.01708, of the conflicts.) It is what
-`mergepipe inspect` measures. A merge in memory is looked at through a temporary folder. None of
-this is a score: models can be near and bad, or far and good.
+`mergepipe inspect` measures. A merge in memory is looked at through a temporary folder. But for
+`not_finite` none of this is better one way or the other, and nothing is ranked by it: models can be
+near and bad, or far and good.
 """
 
 from __future__ import annotations
@@ -131,11 +132,13 @@ def _own(total: Sums, at: int, items: Sequence[Item]) -> dict[str, Metric]:
     not_finite = mean(items, "not_finite", unit="tensors", higher_is_better=False)
     metrics = {}
     if found.relative_norm is not None:
-        metrics["relative_norm"] = Metric(found.relative_norm, False, count, "of the base's norm")
+        metrics["relative_norm"] = Metric(found.relative_norm, None, count, "of the base's norm")
     if found.elements:
-        metrics["changed"] = ratio(items, "changed", "elements", unit="of elements")
+        metrics["changed"] = ratio(
+            items, "changed", "elements", unit="of elements", higher_is_better=None
+        )
     metrics["not_finite"] = Metric(round(not_finite.value * count), False, count, "tensors")
-    metrics["outliers"] = Metric(_outliers(items), False, count, "tensors")
+    metrics["outliers"] = Metric(_outliers(items), None, count, "tensors")
     return metrics
 
 
@@ -163,7 +166,7 @@ def _against(total: Sums, labels: Sequence[str], count: int) -> dict[str, Metric
     opposite = sum(int(total.conflict[i, j]) for i in range(at) for j in range(i))
     values["others_sign_conflict"] = opposite / both if both else None
     return {
-        name: Metric(value, _is_upward(name), count, _UNITS.get(name.partition(" ")[0], "share"))
+        name: Metric(value, None, count, _UNITS.get(name.partition(" ")[0], "share"))
         for name, value in values.items()
         if value is not None
     }
@@ -183,7 +186,3 @@ def _fit(total: Sums, labels: Sequence[str]) -> dict[str, float | None]:
         f"share {label}": float(part) for label, part in zip(labels, parts, strict=True)
     }
     return found | {"residual": max(residual, 0.0)}
-
-
-def _is_upward(name: str) -> bool:
-    return name.startswith(("cosine", "share"))

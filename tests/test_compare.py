@@ -40,6 +40,20 @@ def test_merges_are_ranked_by_what_they_keep_of_the_inputs_best():
     assert kept == pytest.approx({"a": 75, "b": 75, "good": 80, "bad": 37.5})
 
 
+def test_what_is_better_neither_way_does_not_count():
+    described = [row(name, "norm", value, higher=None) for name, value in (("a", 1), ("good", 9))]
+    found = league([*ROWS, *described], ("a", "b"))
+    kept = {one.model: one.value for one in found if one.evaluation == "kept"}
+    assert kept == pytest.approx({"a": 75, "b": 75, "good": 80, "bad": 37.5})
+    assert {one.model for one in found if one.evaluation == "norm"} == {"a", "good"}
+
+
+def test_models_beside_come_last_and_are_held_against_the_inputs_on_what_they_were_asked():
+    found = league([*ROWS, row("far", "one", 2.0)], ("a", "b"), ("far",))
+    assert list(dict.fromkeys(one.model for one in found)) == ["a", "b", "good", "bad", "far"]
+    assert found[-1].value == 200
+
+
 def test_a_score_that_is_no_number_ranks_last():
     rows = [*ROWS, row("nan", "one", float("nan")), row("nan", "two", 1.0, higher=False)]
     assert league(rows, ("a", "b"))[-1].model == "nan"

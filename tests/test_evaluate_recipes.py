@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from api_server import ANSWER, serving
+from askable import askable
 from command_line import command
+
+from mergepipe.model.api import api_model
+from mergepipe.model.load import local_model
 
 FOLDER = Path(__file__).parent.parent / "recipes" / "evaluate"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
@@ -19,14 +25,22 @@ COUNTED = (
     "command",
     "exact_match",
     "multiple_choice",
+    "retention",
     "weights",
 )
+OF_RECIPES = {"beside", "retention"}  # what recipes ask for beside evaluators
 MODELS = ("base", "arithmetic", "merged")
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache") / "results.db"
+
+
 @pytest.fixture(autouse=True)
-def own_cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("MERGEPIPE_CACHE", str(tmp_path / "results.db"))
+def own_cache(monkeypatch, cache):
+    """What a test has scored, another need not: the result is the same, as other tests show."""
+    monkeypatch.setenv("MERGEPIPE_CACHE", str(cache))
 
 
 def head(name):
@@ -62,7 +76,7 @@ def mains(rows):
 
 def test_every_evaluator_has_a_recipe_and_every_recipe_a_head():
     shipped = (FOLDER.parent.parent / "evaluators").glob("*.py")
-    assert {path.stem for path in RECIPES} == {path.stem for path in shipped}
+    assert {path.stem for path in RECIPES} == {path.stem for path in shipped} | OF_RECIPES
     for path in RECIPES:
         said = head(path.stem)
         assert f"recipes/evaluate/{path.name}" in said
@@ -103,6 +117,47 @@ def test_speed_is_of_the_moment(capsys, monkeypatch, tmp_path):
     found = mains(run(capsys, tmp_path, "speed"))
     assert set(found) == {("speed", model) for model in MODELS}
     assert min(found.values()) > 0
+
+
+def test_a_served_model_stands_beside_the_merge_with_what_it_cost(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(FOLDER.parent.parent)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    model = local_model(FOLDER.parent / "quickstart" / "arithmetic", "arithmetic")
+
+    def complete(handler):
+        asked = handler.call.body
+        if not handler.path.endswith("/v1/completions"):
+            return 404, {"error": "not here"}
+        stop, most = asked.get("stop", ()), asked["max_tokens"]
+        (said,) = model.generate([asked["prompt"]], stop=stop, max_tokens=most)
+        return 200, {**ANSWER, "model": "arithmetic", "choices": [{"text": said.text}]}
+
+    with serving(complete) as script:
+        monkeypatch.setenv("OPENAI_BASE_URL", script.url)
+        rows = run(capsys, tmp_path, "beside")
+    found = {(row["name"], row["model"]): row for row in rows if row["metric"] == "exact_match"}
+    said = expected("beside")
+    assert {key: f"{found[key]['value']:.3f}" for key in said} == said
+    assert len(said) == 4
+    tokens = found["sums", "served"]["usage"]
+    usd = (0.1 * tokens["prompt_tokens"] + 0.4 * tokens["generated_tokens"]) / 1e6
+    assert tokens["usd"] == pytest.approx(usd)
+
+
+@pytest.mark.slow
+def test_the_little_server_is_one(tmp_path):
+    """That of the folder, in a process of its own: what it writes is what the model writes."""
+    folder = askable("llama", tmp_path / "tiny")
+    words = [sys.executable, FOLDER / "serve.py", folder, "0"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            url = server.stdout.readline().strip().partition("=")[2]
+            host = url.split("/")[2]
+            far = api_model(url, "tiny", key_env=None, trusted_hosts=[host])
+            said = far.generate(["12+30="], stop=(), max_tokens=4)
+        finally:
+            server.terminate()
+    assert said == local_model(folder, "here").generate(["12+30="], stop=(), max_tokens=4)
 
 
 def arithmetic(handler):

@@ -16,7 +16,20 @@ from sklearn.metrics import cohen_kappa_score
 from test_evaluators import context, faults, write
 
 from mergepipe.errors import EnvironmentFault, InputError
-from mergepipe.evaluate import agreement, find_evaluator, judging, prompts
+from mergepipe.evaluate import (
+    Evaluation,
+    agreement,
+    find_evaluator,
+    judging,
+    markdown,
+    page,
+    prompts,
+    read_results,
+    results_json,
+    results_jsonl,
+    score,
+    verdicts,
+)
 from mergepipe.evaluate.cache import key_of
 from mergepipe.model import Generation, Usage
 
@@ -200,6 +213,91 @@ def test_of_several_judges_the_median_counts_and_agreement_is_told(judged):
     assert [item.values["grade"] for item in two.items] == [1, 0.75, 0.5, 0]
 
 
+# Repeats, people, and money
+
+
+def test_repeats_are_other_draws_of_which_the_median_counts(judged):
+    marks = {1: "RATING: 4", 2: "RATING: 8", 3: "RATING: 8"}
+
+    def step(handler):
+        body = handler.call.body
+        said = marks[body["seed"] + 1]
+        choice = {"message": {"content": said}, "finish_reason": "stop"}
+        return 200, {**ANSWER, "choices": [choice]}
+
+    result = judged.by(step, repeats=3, temperature=0.7)
+    assert values(result) == {"rating": 8.0, "consistency": pytest.approx(2 / 3)}
+    assert len({call.headers["idempotency-key"] for call in judged.calls}) == 3 * len(RECORDS)
+    assert {call.body["temperature"] for call in judged.calls} == {0.7}
+
+
+def test_a_repeat_without_a_verdict_is_left_out_while_there_is_another(judged):
+    def step(handler):
+        said = "RATING: 6" if handler.call.body["seed"] else "Well."
+        choice = {"message": {"content": said}, "finish_reason": "stop"}
+        return 200, {**ANSWER, "choices": [choice]}
+
+    assert values(judged.by(step, repeats=2)) == {"rating": 6.0, "consistency": 1.0}
+
+
+GOLDS = [
+    {"prompt": f"Q{n}", "answer": f"told {n}", "reference": "r", "gold": gold}
+    for n, gold in enumerate("CCPI", start=1)
+]
+
+
+def test_judges_are_held_against_people_once_for_all_models(judged):
+    write(judged.folder / "golds.jsonl", GOLDS)
+    grades = "CPPI"
+
+    def step(handler):
+        said = f"GRADE: {grades[number(handler.call.body['messages'][0]['content']) - 1]}"
+        choice = {"message": {"content": said}, "finish_reason": "stop"}
+        return 200, {**ANSWER, "choices": [choice]}
+
+    with serving(step) as script, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENAI_BASE_URL", script.url)
+        given = {"data": "p.jsonl", "judge": JUDGE, "mode": "reference"}
+        asked = context("judge", judged.folder, calibration="golds.jsonl", **given)
+        first, second = (
+            find_evaluator("judge").evaluate(Answering({}, name=name), asked) for name in "ab"
+        )
+    assert len(script.calls) == 3 * len(RECORDS)
+    assert values(first) == values(second)
+    # The same marks as in the test of several judges, of two of them: α by hand is there.
+    gold = first.metrics["gold_accuracy"]
+    assert (gold.value, gold.n, gold.stderr) == (0.75, 4, pytest.approx(0.25))
+    # D_o = 2·(1/4)/8 = 1/16; Σ marks = 4.5, Σ squares = 3.75: D_e = 2·(30 − 20.25)/56
+    alpha = first.metrics["gold_agreement"].value
+    assert alpha == pytest.approx(1 - (1 / 16) / (2 * (8 * 3.75 - 4.5**2) / (8 * 7)))
+    assert first.judges.requests == 2 * len(RECORDS)
+    assert second.judges.requests == len(RECORDS)
+
+
+def test_golds_that_are_no_verdicts_are_named_by_line(judged):
+    write(judged.folder / "golds.jsonl", [*GOLDS, {**GOLDS[0], "gold": "D"}])
+    given = {"data": "p.jsonl", "judge": JUDGE, "mode": "reference"}
+    said = faults("judge", judged.folder, calibration="golds.jsonl", **given)
+    assert "golds.jsonl:5 gold must be one of C, P, I" in said
+
+
+def test_what_judges_cost_is_in_the_result_and_in_tables(judged):
+    judge = {**JUDGE, "prices": {"prompt": 100.0, "generated": 1000.0}}
+    with serving(saying(lambda _: "RATING: 7")) as script, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENAI_BASE_URL", script.url)
+        parameters = context("judge", judged.folder, data="p.jsonl", judge=judge).parameters
+        evaluation = Evaluation("rated", find_evaluator("judge"), parameters, judged.folder)
+        (row,) = score([Answering({})], [evaluation]).rows
+    assert row.judges == Usage(4, 12, 8, row.judges.seconds, pytest.approx(0.0092))
+    assert row.judges.seconds > 0
+    assert "judges of model: 4 requests, 12 + 8 tokens, $0.0092" in markdown([row])
+    assert "<h2>Cost</h2>" in page([row])
+    assert "<th scope=row>judges of model<td>4<td>12<td>8" in page([row])
+    assert results_json([row])["results"][0]["judges"]["usd"] == pytest.approx(0.0092)
+    (again,) = read_results(results_jsonl([row])).rows
+    assert again == row
+
+
 # What goes where
 
 
@@ -311,7 +409,7 @@ def test_alpha_is_one_less_observed_over_expected_disagreement(pairs):
         assert ours == pytest.approx(1 - observed / expected)
 
 
-@pytest.mark.parametrize("module", [agreement, judging, prompts])
+@pytest.mark.parametrize("module", [agreement, judging, prompts, verdicts])
 def test_the_examples_in_docstrings_hold(module):
     found = doctest.testmod(module)
     assert found.attempted

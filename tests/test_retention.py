@@ -6,13 +6,24 @@ import doctest
 import math
 from dataclasses import dataclass, field, replace
 from importlib import import_module
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from test_evaluators import context, faults, write
 
 from mergepipe.errors import InputError
-from mergepipe.evaluate import ScoreRow, Split, Unscored, find_evaluator
+from mergepipe.evaluate import (
+    Failure,
+    ScoreRow,
+    Split,
+    Unscored,
+    find_evaluator,
+    markdown,
+    page,
+    table,
+)
 from mergepipe.evaluate.cache import key_of
 from mergepipe.evaluate.retention import Suite, retention
 from mergepipe.model import Generation, Usage
@@ -42,17 +53,63 @@ def derived(rows, suite, model="merged"):
     return {one.metric: one.value for one in found if one.model == model and one.evaluator != "e"}
 
 
+def mains(rows, suite, model="merged"):
+    """What stands for a model as a whole; the parts of it have other names."""
+    whole = ("retained", "forgotten", "average")
+    return {name: one for name, one in derived(rows, suite, model).items() if name in whole}
+
+
 def test_retention_is_the_mean_part_of_the_specialists_scores():
     suite = Suite(DOMAINS, {"bits": "base"}, rates={"attacks"})
     expected = {"retained": 75.0, "forgotten": 20.0, "average": 0.6}  # (0.6 + 0.6) / 2
-    assert derived(ROWS, suite) == pytest.approx(expected)  # 0.6/0.8, 0.6/0.8; 1 − 1.5/1.875
+    assert mains(ROWS, suite) == pytest.approx(expected)  # 0.6/0.8, 0.6/0.8; 1 − 1.5/1.875
     assert derived(ROWS, suite, "base")["forgotten"] == 0
     assert derived(ROWS, suite, "expert")["retained"] == pytest.approx(100)
 
 
 def test_what_is_no_rate_has_no_average_and_is_the_references_over_the_score():
-    found = derived(ROWS, Suite({"maths": 0.8, "bits": 1.5}))
+    found = mains(ROWS, Suite({"maths": 0.8, "bits": 1.5}))
     assert found == pytest.approx({"retained": 100 * (0.75 + 0.8) / 2})
+
+
+def test_every_part_is_told_by_itself_and_against_whom():
+    rows = retention(ROWS, Suite(DOMAINS, {"bits": "base"}, rates={"attacks"}))
+    found = {
+        (one.evaluation, one.metric): (one.value, one.unit)
+        for one in rows
+        if one.model == "merged" and one.evaluator != "e"
+    }
+    assert list(found)[:3] == [
+        ("retained", "retained"),
+        ("retained", "maths"),
+        ("retained", "attacks"),
+    ]
+    assert found["retained", "maths"] == (pytest.approx(75), "% of expert")
+    assert found["retained", "attacks"] == (pytest.approx(75), "% of 0.2")
+    assert found["forgotten", "bits"] == (pytest.approx(20), "% below base")
+
+
+def test_what_describes_keeps_nothing():
+    rows = [replace(one, higher_is_better=None) for one in ROWS]
+    assert math.isnan(derived(rows, Suite({"maths": 0.8}))["retained"])
+
+
+def test_tables_show_it_below_the_scores():
+    rows = retention(ROWS, Suite(DOMAINS, {"bits": "base"}, rates={"attacks"}))
+    text = markdown(rows)
+    assert "retained" not in text.splitlines()[0]
+    assert "| merged | 75.000 | 75.000 | 75.000 | 20.000 | 20.000 | 0.600 |" in text
+    assert "<h2>Kept and forgotten</h2>" in page(rows)
+    console = Console(width=120, file=StringIO())
+    console.print(table(rows))
+    assert "% of expert" in console.file.getvalue()
+
+
+def test_an_evaluation_that_failed_for_all_is_no_fault_of_the_suite():
+    failed = [Failure(model, "maths", "e", "down") for model in ("base", "expert", "merged")]
+    rows = [one for one in ROWS if one.evaluation != "maths"]
+    found = retention(rows, Suite({"maths": "expert"}), failed)
+    assert math.isnan(next(one.value for one in found if one.metric == "retained"))
 
 
 def test_only_main_metrics_count_and_all_rows_stay():
@@ -132,6 +189,9 @@ def test_the_suite_by_hand(folder):
             "a": 0.75,
             "b": 0.5,
             "g": 0.5,
+            "a kept": 75.0,
+            "b kept": 62.5,
+            "g kept": 80.0,
         }
     )
     errors = 0.25, math.sqrt(0.5**2 * 2 / 1 / 2) / 0.8  # s / √n, over the reference

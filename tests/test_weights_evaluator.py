@@ -14,11 +14,13 @@ from safetensors.torch import load_file, save_file
 from test_evaluators import context, faults
 
 from mergepipe.errors import InputError
-from mergepipe.evaluate import find_evaluator, score
+from mergepipe.evaluate import differences, find_evaluator, league, markdown, score
 from mergepipe.evaluate.cache import key_of
 from mergepipe.evaluate.evaluation import Evaluation
+from mergepipe.model import Usage
 from mergepipe.model.load import local_model
 from mergepipe.pipeline.late import LateModel
+from mergepipe.search.objective import Objective
 
 QUICKSTART = Path(__file__).parent.parent / "recipes" / "quickstart"
 OTHERS = ("python", "german")
@@ -148,6 +150,7 @@ def test_items_are_tensors_and_a_limit_takes_the_first():
 def test_a_model_that_is_nowhere_is_refused_in_words():
     class Nowhere:
         name, fingerprint, abilities = "api", "f", frozenset({"generate"})
+        usage = Usage()
 
     with pytest.raises(InputError, match="in no folder and not in memory"):
         weigh(Nowhere())
@@ -170,3 +173,19 @@ def test_folders_are_checked_and_their_content_is_in_the_key(tmp_path):
     assert key() == before
     (tmp_path / "base" / "note.txt").write_text("changed")
     assert key() != before
+
+
+def test_it_describes_and_ranks_nothing():
+    result = weigh(folder_model("german"))
+    upward = {name: metric.higher_is_better for name, metric in result.metrics.items()}
+    assert upward.pop("not_finite") is False
+    assert set(upward.values()) == {None}
+    parameters = context("weights", QUICKSTART, base="base").parameters
+    evaluation = Evaluation("w", find_evaluator("weights"), parameters)
+    rows = score([folder_model("base"), folder_model("german")], [evaluation]).rows
+    assert "**" not in markdown(rows)
+    assert "Better" not in markdown(rows)
+    assert {row.evaluation for row in league(rows, ("base",))} == {"w"}  # there is no `kept`
+    assert not differences(rows, "base")
+    with pytest.raises(InputError, match="neither more nor less of it is better"):
+        Objective({"w": 1.0}).losses({"w": rows[0]}, ())

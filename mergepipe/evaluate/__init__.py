@@ -19,8 +19,9 @@ from mergepipe.evaluate.evaluator import (
 )
 from mergepipe.evaluate.league import league
 from mergepipe.evaluate.located import Located
+from mergepipe.evaluate.lossy import lossy_items
 from mergepipe.evaluate.page import page
-from mergepipe.evaluate.records import results_json, results_jsonl
+from mergepipe.evaluate.records import read_results, results_json, results_jsonl
 from mergepipe.evaluate.result import (
     Formula,
     Item,
@@ -66,6 +67,7 @@ __all__ = [
     "interval",
     "is_evaluator",
     "league",
+    "lossy_items",
     "markdown",
     "mean",
     "open_cache",
@@ -73,6 +75,7 @@ __all__ = [
     "parse_evaluation",
     "ratio",
     "read_jsonl",
+    "read_results",
     "refuse_unallowed",
     "results_json",
     "results_jsonl",

@@ -2,8 +2,9 @@
 
 The key is a digest of the model's fingerprint, the evaluator's name, version and source, its
 parameters with the content of the files they name, which items were scored, the seed, and
-mergepipe's version. Only numbers and the ids of items are stored. Each result is one transaction,
-so that a kill at any time leaves a sound file, and several processes may use one.
+mergepipe's version. Of results only numbers and the ids of items are stored. What a server answers
+is stored as it comes, so that a run that is cut off pays for it once. Each is one transaction, so
+that a kill at any time leaves a sound file, and several processes may use one.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ from pydantic_core import to_jsonable_python
 from mergepipe.errors import EnvironmentFault, Problem, printable
 from mergepipe.evaluate.evaluator import Evaluator
 from mergepipe.evaluate.result import Formula, Item, Metric, Result
+from mergepipe.model import Usage
 
 __all__ = ["Cache", "cache_file", "key_of", "open_cache"]
 
-_APPLICATION, _FORMAT = 0x6D706970, 1  # "mpip"; raised when what is stored, or its key, changes
+_APPLICATION, _FORMAT = 0x6D706970, 2  # "mpip"; raised when what is stored, or its key, changes
 _BUSY_SECONDS = 60.0
 _MAX_PATH = 4096
 _READ_BYTES = 1 << 20
@@ -145,6 +147,36 @@ class Cache:
         with _faults(self.file), self._connection:
             self._connection.execute("INSERT OR REPLACE INTO results VALUES (?, ?, ?)", row)
 
+    def answer(self, key: str) -> bytes | None:
+        """Give what a server has answered: see `mergepipe.model.api_exchange.Answers`.
+
+        Raises
+        ------
+        EnvironmentFault
+            if the file is damaged.
+
+        """
+        with _faults(self.file):
+            query = "SELECT body FROM answers WHERE key = ?"
+            row = self._connection.execute(query, (key,)).fetchone()
+        try:
+            return None if row is None else zlib.decompress(row[0])
+        except zlib.error as error:
+            raise _damaged(self.file, "an answer is not what was stored") from error
+
+    def keep_answer(self, key: str, body: bytes) -> None:
+        """Store what a server has answered.
+
+        Raises
+        ------
+        EnvironmentFault
+            if it cannot be stored.
+
+        """
+        row = (key, zlib.compress(body))
+        with _faults(self.file), self._connection:
+            self._connection.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", row)
+
 
 @contextmanager
 def open_cache(file: Path) -> Iterator[Cache]:
@@ -158,7 +190,7 @@ def open_cache(file: Path) -> Iterator[Cache]:
     """
     with _faults(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(file, timeout=_BUSY_SECONDS)
+        connection = sqlite3.connect(file, timeout=_BUSY_SECONDS, check_same_thread=False)
     try:
         with _faults(file):
             _prepare(file, connection)
@@ -178,7 +210,7 @@ def _prepare(file: Path, connection: sqlite3.Connection) -> None:
         what = f"was written by a later mergepipe (format {form}, this one reads {_FORMAT})"
         fix = "upgrade mergepipe, name another file by MERGEPIPE_CACHE, or give --no-cache"
         raise EnvironmentFault(Problem(str(file), what, fix))
-    if not tables:
+    if form < _FORMAT:
         with suppress(sqlite3.OperationalError):  # another process does it at this moment
             connection.execute("PRAGMA journal_mode = WAL")
         with connection:  # one transaction: nobody sees a half-made file
@@ -186,6 +218,10 @@ def _prepare(file: Path, connection: sqlite3.Connection) -> None:
             connection.execute(
                 "CREATE TABLE IF NOT EXISTS results (key TEXT PRIMARY KEY, body BLOB NOT NULL, "
                 "digest BLOB NOT NULL) WITHOUT ROWID"
+            )
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, body BLOB NOT NULL) "
+                "WITHOUT ROWID"
             )
             connection.execute(f"PRAGMA application_id = {_APPLICATION}")
             connection.execute(f"PRAGMA user_version = {_FORMAT}")
@@ -218,6 +254,9 @@ def _plain(result: Result) -> dict[str, Any]:
     return {
         "metrics": {name: asdict(metric) for name, metric in result.metrics.items()},
         "items": [[item.id, dict(item.values), item.cluster] for item in result.items],
+        "lossy": list(result.lossy),
+        "usage": asdict(result.usage),
+        "judges": None if result.judges is None else asdict(result.judges),
     }
 
 
@@ -227,4 +266,11 @@ def _result(plain: Any) -> Result:
         formula = stored.pop("formula")
         metrics[name] = Metric(**stored, formula=None if formula is None else Formula(**formula))
     items = tuple(Item(name, values, cluster) for name, values, cluster in plain["items"])
-    return Result(metrics, items)
+    judges = plain["judges"]
+    return Result(
+        metrics,
+        items,
+        lossy=tuple(plain["lossy"]),
+        usage=Usage(**plain["usage"]),
+        judges=None if judges is None else Usage(**judges),
+    )

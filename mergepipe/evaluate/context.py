@@ -6,11 +6,14 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel
 
 from mergepipe.errors import InputError
+
+if TYPE_CHECKING:
+    from mergepipe.model.api_exchange import Answers
 
 __all__ = ["PARTS", "Context", "Part", "Split"]
 
@@ -56,7 +59,8 @@ class Context(Generic[P_co]):
     """One evaluation, as its evaluator sees it.
 
     `folder` is what relative paths are relative to; `part` is set where the evaluation has a
-    split and only a part of the items is asked for; `progress` is told (done, total).
+    split and only a part of the items is asked for; `progress` is told (done, total). `answers`
+    is where servers' answers are kept, if they may be.
     """
 
     parameters: P_co
@@ -66,6 +70,7 @@ class Context(Generic[P_co]):
     split: Split | None = None
     part: Part | None = None
     progress: Callable[[int, int], None] | None = None
+    answers: Answers | None = None
 
     def choose(self, items: Mapping[K, T]) -> dict[K, T]:
         """Give the items to score, by id: those of the part, and of them the first `limit`.

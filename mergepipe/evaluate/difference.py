@@ -59,7 +59,8 @@ def differences(
 ) -> tuple[Difference, ...]:
     """Compare the main metric of every model with the reference's, evaluation by evaluation.
 
-    Metrics that do not say how they come from items cannot be compared, and are left out.
+    Metrics that do not say how they come from items cannot be compared, and those of which neither
+    way is better need not be: both are left out.
     """
     mains: dict[str, dict[str, ScoreRow]] = {}
     for row in rows:
@@ -77,11 +78,17 @@ def differences(
 
 
 def _difference(row: ScoreRow, other: ScoreRow, seed: int) -> Difference | None:
-    formula = row.formula
-    if formula is None or other.formula != formula or other.metric != row.metric:
+    formula, upward = row.formula, row.higher_is_better
+    if formula is None or upward is None or other.formula != formula or other.metric != row.metric:
         return None
     theirs: Mapping[str, Item] = {item.id: item for item in other.items}
-    pairs = [(item, theirs[item.id]) for item in row.items if item.id in theirs]
+    # Per byte of a text that one of them cannot express, the two are scored on different texts.
+    unfair = set(row.lossy) ^ set(other.lossy) if formula.denominator is not None else ()
+    pairs = [
+        (item, theirs[item.id]) for item in row.items if item.id in theirs and item.id not in unfair
+    ]
+    if not pairs:
+        return None
     sums = np.hstack(
         [formula.sums([pair[0] for pair in pairs]), formula.sums([pair[1] for pair in pairs])]
     )
@@ -89,7 +96,7 @@ def _difference(row: ScoreRow, other: ScoreRow, seed: int) -> Difference | None:
     units = clustered(sums, clusters)
     if len(units) < 2:  # noqa: PLR2004
         return None
-    better, worse = _wins(formula, sums, higher_is_better=row.higher_is_better)
+    better, worse = _wins(formula, sums, higher_is_better=upward)
     low, high = np.quantile(
         np.concatenate([_values(formula, block) for block in resampled(units, seed)]),
         [LEVEL / 2, 1 - LEVEL / 2],
@@ -110,7 +117,7 @@ def _difference(row: ScoreRow, other: ScoreRow, seed: int) -> Difference | None:
         n=len(pairs),
         better=better,
         worse=worse,
-        higher_is_better=row.higher_is_better,
+        higher_is_better=upward,
     )
 
 

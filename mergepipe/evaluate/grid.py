@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from mergepipe.evaluate.difference import Difference
 from mergepipe.evaluate.league import LEAGUE
+from mergepipe.evaluate.retention import RETENTION
 from mergepipe.evaluate.running import Failure
 from mergepipe.evaluate.score import ScoreRow
 
-__all__ = ["Cell", "Grid", "lay_out"]
+__all__ = ["Cell", "Grid", "lay_out", "lay_out_retention"]
 
 _MARKS = {"better": "+", "worse": "−", None: ""}
 
@@ -39,7 +40,7 @@ class Grid:
 class _Column:
     heading: str
     unit: str
-    higher_is_better: bool
+    higher_is_better: bool | None
     values: Mapping[str, float]  # by model
     errors: Mapping[str, float]
     failed: Collection[str] = ()
@@ -51,7 +52,9 @@ class _Column:
         return f"{self.values[model]:.3f}{error}"
 
     def best(self) -> str | None:
-        """Give the value to show in bold: none where there is nothing to compare."""
+        """Give the value to show in bold: none where there is nothing to compare, or no better."""
+        if self.higher_is_better is None:
+            return None
         choose = max if self.higher_is_better else min
         numbers = {m: value for m, value in self.values.items() if not math.isnan(value)}
         differ = len({self.text(model, errors=False) for model in numbers}) > 1
@@ -71,6 +74,7 @@ def lay_out(
 
     Evaluations that share a metric also get their unweighted mean, as `average`.
     """
+    rows = [row for row in rows if row.evaluator != RETENTION]
     columns = _columns(rows, failures)
     verdicts = {(one.model, one.evaluation): one.verdict for one in differences}
     models = dict.fromkeys([*(one.model for one in rows), *(one.model for one in failures)])
@@ -87,7 +91,39 @@ def lay_out(
         for model in models
     }
     headings = tuple((column.heading, column.unit) for column in columns)
-    return Grid(headings, lines, tuple(_caption(columns, differences)))
+    caption = (*_caption(columns, differences), *_lossy(rows))
+    return Grid(headings, lines, caption)
+
+
+def lay_out_retention(rows: Sequence[ScoreRow]) -> Grid | None:
+    """Lay out what models keep of specialists, and lose of the base; None where none is asked."""
+    columns: dict[tuple[str, str], _Column] = {}
+    models: dict[str, None] = {}
+    for row in rows:
+        if row.evaluator == RETENTION:
+            models[row.model] = None
+            if math.isnan(row.value):  # it was not asked all of it, or that failed
+                continue
+            column = _Column(row.metric, row.unit, row.higher_is_better, {}, {})
+            found = columns.setdefault((row.evaluation, row.metric), column)
+            columns[row.evaluation, row.metric] = replace(
+                found, values={**found.values, row.model: row.value}
+            )
+    if not columns:
+        return None
+    shown = tuple(columns.values())
+    bests = [column.best() for column in shown]
+    lines = {
+        model: tuple(
+            Cell(column.text(model, errors=False), column.text(model, errors=False) == best)
+            for column, best in zip(shown, bests, strict=True)
+        )
+        for model in models
+    }
+    caption = "retained: the mean part of the specialists' scores that is kept"
+    if any(evaluation == "forgotten" for evaluation, _ in columns):
+        caption += "; forgotten: the mean part of the base's that is lost"
+    return Grid(tuple((one.heading, one.unit) for one in shown), lines, (f"{caption}.",))
 
 
 def _columns(rows: Sequence[ScoreRow], failures: Sequence[Failure]) -> list[_Column]:
@@ -126,11 +162,22 @@ def _average(group: Sequence[_Column]) -> _Column:
     return _Column("average", group[0].unit, group[0].higher_is_better, values, {})
 
 
+def _lossy(rows: Sequence[ScoreRow]) -> Iterator[str]:
+    """Say where a model was scored on other texts than are meant."""
+    for (model, evaluation), row in {(one.model, one.evaluation): one for one in rows}.items():
+        if row.lossy:
+            what = f"{len(row.lossy)} of {row.n} texts of {evaluation}"
+            yield f"The tokenizer of {model} cannot express {what} as they are."
+
+
 def _caption(columns: Sequence[_Column], differences: Sequence[Difference]) -> Iterator[str]:
     better = {
-        f"{'higher' if c.higher_is_better else 'lower'} {c.unit}": None for c in columns if c.unit
+        f"{'higher' if c.higher_is_better else 'lower'} {c.unit}": None
+        for c in columns
+        if c.unit and c.higher_is_better is not None
     }
-    yield f"Better: {', '.join(better)}."
+    if better:
+        yield f"Better: {', '.join(better)}."
     if differences:
         reference = differences[0].reference
         yield f"+ better, − worse than {reference}: 95 %, paired, corrected (Holm)."

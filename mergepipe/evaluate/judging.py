@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, PositiveInt
+from pydantic import BaseModel, Field, PositiveInt
 
 from mergepipe.errors import MergepipeError, printable
 
 if TYPE_CHECKING:
     from mergepipe.model import Generation
     from mergepipe.model.api import ApiModel
+    from mergepipe.model.api_exchange import Answers
 
 __all__ = ["Judge", "NoVerdict", "ask_judge", "last_line_verdict", "open_judge"]
 
-_OPENAI = "https://api.openai.com/v1"
 _SHOWN = 100  # characters of a reply without a verdict
+
+
+class Rates(BaseModel, frozen=True, extra="forbid", strict=True):
+    """US dollars for a million tokens."""
+
+    prompt: Annotated[float, Field(ge=0)]
+    generated: Annotated[float, Field(ge=0)]
 
 
 class Judge(BaseModel, frozen=True, extra="forbid", strict=True):
     """A judge: the server's name of the model, where it is, and what variable holds its key.
 
-    Without `base_url` it is where OPENAI_BASE_URL points, or api.openai.com. Which addresses and
-    keys are allowed is the environment's to say, not the recipe's.
+    Without `base_url` it is where OPENAI_BASE_URL points (of X_API_KEY, X_BASE_URL), or
+    api.openai.com. Which addresses and keys are allowed is the environment's to say, not the
+    recipe's.
     """
 
     model: str
@@ -34,6 +41,7 @@ class Judge(BaseModel, frozen=True, extra="forbid", strict=True):
     key_env: str | None = "OPENAI_API_KEY"
     kind: Literal["chat", "completions"] = "chat"
     max_tokens: PositiveInt = 1024
+    prices: Rates | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +51,8 @@ class NoVerdict:
     reason: str
 
 
-def open_judge(judge: Judge) -> ApiModel:
-    """Give the model to ask; nothing is sent yet.
+def open_judge(judge: Judge, answers: Answers | None = None) -> ApiModel:
+    """Give the model to ask; nothing is sent yet. What `answers` has is not paid for again.
 
     Raises
     ------
@@ -54,14 +62,23 @@ def open_judge(judge: Judge) -> ApiModel:
         if the `openai` package is not installed.
 
     """
-    from mergepipe.model.api import api_model
+    from mergepipe.model.api import Prices, api_model
+    from mergepipe.model.api_address import default_url
 
-    base_url = judge.base_url or os.environ.get("OPENAI_BASE_URL") or _OPENAI
-    return api_model(base_url, judge.model, key_env=judge.key_env, kind=judge.kind)
+    base_url = judge.base_url or default_url(judge.key_env)
+    rates = judge.prices
+    prices = None if rates is None else Prices(rates.prompt, rates.generated)
+    model = api_model(base_url, judge.model, key_env=judge.key_env, kind=judge.kind, prices=prices)
+    model.keep(answers, scope=f"judge {judge.kind}")
+    return model
 
 
 def ask_judge(
-    model: ApiModel, questions: Sequence[str], max_tokens: int
+    model: ApiModel,
+    questions: Sequence[str],
+    max_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
 ) -> list[Generation | NoVerdict]:
     """Give a reply to every question; where there is none, why.
 
@@ -73,8 +90,13 @@ def ask_judge(
     """
     from mergepipe.model.api_faults import ApiFault, ApiRefusal
 
+    def ask(some: Sequence[str]) -> list[Generation]:
+        return model.generate(
+            some, stop=(), max_tokens=max_tokens, temperature=temperature, seed=seed
+        )
+
     try:
-        return [*model.generate(questions, stop=(), max_tokens=max_tokens)]
+        return [*ask(questions)]
     except ApiFault as fault:
         if 2 * sum(one is not None for one in fault.answers) < len(questions):
             raise
@@ -85,7 +107,7 @@ def ask_judge(
             raise
         answers = _generations(refusal.answers)
         found = [
-            one or _asked_alone(model, question, max_tokens)
+            one or _asked_alone(ask, question)
             for one, question in zip(answers, questions, strict=True)
         ]
         if all(isinstance(one, NoVerdict) for one in found):
@@ -99,9 +121,11 @@ def _generations(answers: Sequence[object]) -> list[Generation | None]:
     return [one if isinstance(one, Generation) else None for one in answers]
 
 
-def _asked_alone(model: ApiModel, question: str, max_tokens: int) -> Generation | NoVerdict:
+def _asked_alone(
+    ask: Callable[[Sequence[str]], list[Generation]], question: str
+) -> Generation | NoVerdict:
     try:
-        (found,) = model.generate([question], stop=(), max_tokens=max_tokens)
+        (found,) = ask([question])
     except MergepipeError as error:
         return NoVerdict(_reason(error))
     return found

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from mergepipe.evaluate.statistics import Array, ratio_error, t_interval, wilson
+from mergepipe.model import Usage
 
 __all__ = ["Formula", "Item", "Metric", "Result", "Unscored", "interval", "mean", "ratio"]
 
@@ -45,11 +46,12 @@ class Formula:
 class Metric:
     """A number for all items: what it is over (`n` items), in what unit, and which way is up.
 
-    `stderr` is its standard error, where there is one.
+    Neither way is for what describes and does not judge: `higher_is_better` is None, and nothing
+    is ranked by it. `stderr` is its standard error, where there is one.
     """
 
     value: float
-    higher_is_better: bool
+    higher_is_better: bool | None
     n: int
     unit: str
     stderr: float | None = None
@@ -81,14 +83,25 @@ class Unscored:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What an evaluator found. The first metric is the main one, shown in tables."""
+    """What an evaluator found. The first metric is the main one, shown in tables.
+
+    `lossy` are the ids of items whose text the model's tokenizer cannot express. `judges` is what
+    others than the model have cost; `usage`, what the model has, is filled in for the evaluator,
+    and so is whether the result is a kept one, which then costs nothing any more.
+    """
 
     metrics: Mapping[str, Metric]
     items: tuple[Item, ...]
     unscored: tuple[Unscored, ...] = ()
+    lossy: tuple[str, ...] = ()
+    judges: Usage | None = None
+    usage: Usage = field(default_factory=Usage)
+    cached: bool = field(default=False, compare=False)
 
 
-def mean(items: Sequence[Item], key: str, *, unit: str, higher_is_better: bool = True) -> Metric:
+def mean(
+    items: Sequence[Item], key: str, *, unit: str, higher_is_better: bool | None = True
+) -> Metric:
     """Give the mean of a value over all items, with its standard error.
 
     Raises
@@ -108,7 +121,7 @@ def ratio(
     unit: str,
     scale: float = 1.0,
     exponential: bool = False,
-    higher_is_better: bool = False,
+    higher_is_better: bool | None = False,
 ) -> Metric:
     """Give scale · Σ numerator / Σ denominator over all items, or e to that, with its error.
 
@@ -124,7 +137,9 @@ def ratio(
     return _metric(items, formula, unit, higher_is_better)
 
 
-def _metric(items: Sequence[Item], formula: Formula, unit: str, higher_is_better: bool) -> Metric:
+def _metric(
+    items: Sequence[Item], formula: Formula, unit: str, higher_is_better: bool | None
+) -> Metric:
     sums = formula.sums(items)
     above, below = math.fsum(sums[:, 0]), math.fsum(sums[:, 1])
     if not below:

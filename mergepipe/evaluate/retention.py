@@ -16,6 +16,7 @@ from statistics import fmean
 from typing import TypeAlias
 
 from mergepipe.errors import InputError, Problem, did_you_mean
+from mergepipe.evaluate.running import Failure
 from mergepipe.evaluate.score import ScoreRow
 
 __all__ = ["RETENTION", "Suite", "retention", "share_kept"]
@@ -53,11 +54,15 @@ def share_kept(value: float, reference: float, *, higher_is_better: bool, rate: 
     return above / below if below else 1.0 if above == below else math.nan
 
 
-def retention(rows: Sequence[ScoreRow], suite: Suite) -> tuple[ScoreRow, ...]:
+def retention(
+    rows: Sequence[ScoreRow], suite: Suite, failures: Collection[Failure] = ()
+) -> tuple[ScoreRow, ...]:
     """Give each model's rows, then its `retained`, `forgotten` (%) and `average`, as far as known.
 
-    `average` is the mean score of the domains, rates as 1 − r; there is none where a domain's
-    score is lower-is-better and no rate. What failed makes the number of its model NaN.
+    Beside `retained` stands what is kept of each specialist (a metric called after its domain),
+    beside `forgotten` what is lost of the base. `average` is the mean score of the domains, rates
+    as 1 − r; there is none where a domain's score is lower-is-better and no rate. What failed
+    makes the number of its model NaN.
 
     Raises
     ------
@@ -67,7 +72,9 @@ def retention(rows: Sequence[ScoreRow], suite: Suite) -> tuple[ScoreRow, ...]:
     """
     mains = {(row.model, row.evaluation): row for row in reversed(rows)}
     models = tuple(dict.fromkeys(row.model for row in rows))
-    _check(suite, models, {row.evaluation for row in rows})
+    scored = {(one.model, one.evaluation) for one in rows}
+    asked = scored | {(one.model, one.evaluation) for one in failures}
+    _check(suite, {model for model, _ in asked}, {name for _, name in asked})
     return tuple(
         row
         for model in models
@@ -88,15 +95,29 @@ def _check(suite: Suite, models: Collection[str], evaluations: Collection[str]) 
 def _derived(
     model: str, mains: Mapping[tuple[str, str], ScoreRow], suite: Suite
 ) -> Iterator[ScoreRow]:
-    retained = [_share(model, name, one, mains, suite) for name, one in suite.domains.items()]
-    yield _row(model, "retained", 100 * fmean(retained), "%", len(retained))
-    if suite.general:
-        kept = [_share(model, name, one, mains, suite) for name, one in suite.general.items()]
-        yield _row(model, "forgotten", 100 * (1 - fmean(kept)), "%", len(kept), up=False)
+    domains, general = (
+        {name: _share(model, name, one, mains, suite) for name, one in references.items()}
+        for references in (suite.domains, suite.general)
+    )
+    yield _row(model, "retained", 100 * fmean(domains.values()), "%", len(domains))
+    for name, kept in domains.items():
+        yield _row(
+            model, "retained", 100 * kept, f"% of {_named(suite.domains[name])}", metric=name
+        )
+    if general:
+        lost = 100 * (1 - fmean(general.values()))
+        yield _row(model, "forgotten", lost, "%", len(general), up=False)
+    for name, kept in general.items():
+        unit = f"% below {_named(suite.general[name])}"
+        yield _row(model, "forgotten", 100 * (1 - kept), unit, metric=name, up=False)
     scores = [_oriented(mains.get((model, name)), name in suite.rates) for name in suite.domains]
     if all(score is not None for score in scores):
         known = [score for score in scores if score is not None]
         yield _row(model, "average", fmean(known), "average", len(known))
+
+
+def _named(reference: Reference) -> str:
+    return reference if isinstance(reference, str) else f"{reference:g}"
 
 
 def _share(
@@ -110,6 +131,8 @@ def _share(
     other = mains.get((reference, evaluation)) if isinstance(reference, str) else None
     if row is None or (other is None and isinstance(reference, str)):  # it failed
         return math.nan
+    if row.higher_is_better is None:
+        return math.nan
     value = float(reference) if other is None else other.value
     rate = evaluation in suite.rates
     return share_kept(row.value, value, higher_is_better=row.higher_is_better, rate=rate)
@@ -119,10 +142,19 @@ def _oriented(row: ScoreRow | None, rate: bool) -> float | None:
     """Give a score of which higher is better; None where it can be none."""
     if row is None:
         return math.nan
-    return row.value if row.higher_is_better else 1 - row.value if rate else None
+    if row.higher_is_better:
+        return row.value
+    return 1 - row.value if rate and row.higher_is_better is not None else None
 
 
 def _row(
-    model: str, name: str, value: float, unit: str, count: int, *, up: bool = True
+    model: str,
+    evaluation: str,
+    value: float,
+    unit: str,
+    count: int = 1,
+    *,
+    metric: str = "",
+    up: bool = True,
 ) -> ScoreRow:
-    return ScoreRow(model, name, RETENTION, name, value, unit, up, count, ())
+    return ScoreRow(model, evaluation, RETENTION, metric or evaluation, value, unit, up, count, ())

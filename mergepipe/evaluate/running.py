@@ -6,8 +6,8 @@ import math
 import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from mergepipe.errors import EnvironmentFault, MergepipeError, Problem, printable
 from mergepipe.evaluate.cache import Cache, key_of
@@ -29,6 +29,15 @@ class ItemFault(Exception):
     def __init__(self, item: str, reason: str) -> None:
         super().__init__(item, reason)
         self.item, self.reason = item, reason
+
+
+@runtime_checkable
+class Keeping(Protocol):
+    """A model that need not pay for an answer twice: see `mergepipe.model.api.ApiModel.keep`."""
+
+    def keep(self, answers: Cache | None, *, scope: str) -> None:
+        """From now on look there first."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +93,14 @@ def evaluated(model: Model, evaluation: Evaluation, settings: Settings) -> Resul
         key = _key(model, evaluation, settings)
         kept = settings.cache.get(key) if key and settings.cache is not None else None
         if kept is not None:
-            return kept
-        result = _asked(model, evaluation, settings)
+            return replace(kept, cached=True)
+        before = model.usage
+        answers = settings.cache if key else None
+        if isinstance(model, Keeping):
+            model.keep(answers, scope=model.fingerprint if key else "")
+        result = _asked(model, evaluation, settings, answers)
         _check(result, evaluation.max_error_rate)
+        result = replace(result, usage=model.usage - before)
     except _FailedError as failed:
         # Of the evaluator's own error where there is one, else of nobody's.
         cause = failed.__cause__
@@ -131,7 +145,9 @@ def _selected(evaluation: Evaluation, settings: Settings) -> tuple[Split | None,
     return evaluation.split, settings.part
 
 
-def _asked(model: Model, evaluation: Evaluation, settings: Settings) -> Result:
+def _asked(
+    model: Model, evaluation: Evaluation, settings: Settings, answers: Cache | None
+) -> Result:
     evaluator = evaluation.evaluator
     if evaluator.permission is not None and evaluator.permission not in settings.allowed:
         raise _FailedError(f"{evaluator.name} needs --allow-{evaluator.permission}")
@@ -145,6 +161,7 @@ def _asked(model: Model, evaluation: Evaluation, settings: Settings) -> Result:
         split,
         part,
         None if progress is None else lambda *told: progress(model.name, evaluation.name, *told),
+        answers,
     )
     try:
         _check_abilities(model, evaluation)
@@ -202,7 +219,7 @@ def _check_metric(name: object, metric: object) -> None:
         raise _FailedError(f"{printable(name, 100)} is {_shown(metric.value)}, not a finite number")
     if metric.stderr is not None and (not _is_number(metric.stderr) or metric.stderr < 0):
         raise _FailedError(f"the stderr of {printable(name, 100)} is {_shown(metric.stderr)}")
-    if type(metric.n) is not int or type(metric.higher_is_better) is not bool:
+    if type(metric.n) is not int or not isinstance(metric.higher_is_better, bool | None):
         raise _FailedError(f"{printable(name, 100)} says no n, or not which way is up")
 
 

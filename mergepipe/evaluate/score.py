@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mergepipe.errors import EnvironmentFault, InputError, MergepipeError
 from mergepipe.evaluate.evaluation import Evaluation
 from mergepipe.evaluate.result import Formula, Item, Result, Unscored
 from mergepipe.evaluate.running import Failure, Settings, evaluated
-from mergepipe.model import Model
+from mergepipe.model import Model, Usage
 
 __all__ = ["ScoreRow", "Scores", "score"]
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreRow:
-    """One metric of one model on one evaluation; the main metric's row comes first."""
+    """One metric of one model on one evaluation; the main metric's row comes first.
+
+    `lossy`, `usage`, `judges` and `cached` are the evaluation's: see `Result`.
+    """
 
     model: str
     evaluation: str
@@ -25,12 +28,16 @@ class ScoreRow:
     metric: str
     value: float
     unit: str
-    higher_is_better: bool
+    higher_is_better: bool | None
     n: int
     items: tuple[Item, ...]
     stderr: float | None = None
     formula: Formula | None = None
     unscored: tuple[Unscored, ...] = ()
+    lossy: tuple[str, ...] = ()
+    usage: Usage = field(default_factory=Usage)
+    judges: Usage | None = None
+    cached: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +46,9 @@ class Scores:
 
     rows: tuple[ScoreRow, ...]
     failures: tuple[Failure, ...] = ()
+
+    def __add__(self, other: Scores) -> Scores:
+        return Scores(self.rows + other.rows, self.failures + other.failures)
 
     def error(self) -> MergepipeError | None:
         """Give what to raise once the rows are safe: all failures; None if there are none."""
@@ -98,4 +108,8 @@ def _rows(model: str, evaluation: Evaluation, result: Result) -> Iterator[ScoreR
             stderr=metric.stderr,
             formula=metric.formula,
             unscored=result.unscored,
+            lossy=result.lossy,
+            usage=result.usage,
+            judges=result.judges,
+            cached=result.cached,
         )

@@ -10,8 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from mergepipe.errors import printable
+from mergepipe.evaluate.cost import cost_lines
 from mergepipe.evaluate.difference import Difference
-from mergepipe.evaluate.grid import Cell, lay_out
+from mergepipe.evaluate.grid import Cell, Grid, lay_out, lay_out_retention
 from mergepipe.evaluate.running import Failure
 from mergepipe.evaluate.score import ScoreRow
 
@@ -27,11 +28,13 @@ def table(
 ) -> Group:
     """Lay out the main metrics for a terminal: see `lay_out`."""
     grid = lay_out(rows, differences, failures, errors=errors)
-    found = Table(
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        show_edge=False,
-    )
+    kept, costs = lay_out_retention(rows), cost_lines(rows)
+    parts = [_table(grid)] if kept is None else [_table(grid), Group(""), _table(kept)]
+    return Group(*parts, *(Text(printable(line)) for line in costs))
+
+
+def _table(grid: Grid) -> Group:
+    found = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     found.add_column("model", no_wrap=True)
     for heading, unit in grid.headings:
         found.add_column(Text(f"{printable(heading)}\n{printable(unit)}"), justify="right")
@@ -59,16 +62,26 @@ def markdown(
 ) -> str:
     """Lay out the same table as Markdown."""
     grid = lay_out(rows, differences, failures, errors=errors)
+    kept = lay_out_retention(rows)
+    parts = [_markdown(grid), *([] if kept is None else [_markdown(kept)])]
+    costs = "".join(f"{_escaped(line)}\n" for line in cost_lines(rows))
+    return "\n".join([*parts, *([costs] if costs else [])])
+
+
+def _markdown(grid: Grid) -> str:
     lines = [
         ["model", *(f"{heading} ({unit})" if unit else heading for heading, unit in grid.headings)],
         ["---", *("---:" for _ in grid.headings)],
     ]
     for model, cells in grid.lines.items():
         lines.append([model, *map(_marked, cells)])
-    escaped = [[printable(cell).replace("|", r"\|") for cell in line] for line in lines]
-    body = "\n".join(f"| {' | '.join(line)} |" for line in escaped)
+    body = "\n".join(f"| {' | '.join(map(_escaped, line))} |" for line in lines)
     caption = "  \n".join(map(printable, grid.caption))
     return f"{body}\n\n{caption}\n"
+
+
+def _escaped(cell: str) -> str:
+    return printable(cell).replace("|", r"\|")
 
 
 def _marked(cell: Cell) -> str:

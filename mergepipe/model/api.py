@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from mergepipe.errors import InputError, Problem
 from mergepipe.model import Ability, Generation, Prompt, Score, Usage
 from mergepipe.model.api_address import checked_address
-from mergepipe.model.api_answers import Answer, echoed, written
-from mergepipe.model.api_exchange import Exchange, Job
+from mergepipe.model.api_answers import Answer, Echo, echoed, written
+from mergepipe.model.api_exchange import Answers, Exchange, Job, Kept
 from mergepipe.model.api_faults import Failure
 from mergepipe.model.api_limits import Budget, Limits, Prices
 from mergepipe.model.api_probe import Probe, echo_body, probe
-from mergepipe.model.api_scores import filled, scored_from, summed
+from mergepipe.model.api_scores import filled, scored_from, summed, tokens_from
+from mergepipe.model.traces import TokenScores, Trace, joined
 from mergepipe.model.windows import spans
 
 if TYPE_CHECKING:
@@ -111,6 +112,17 @@ class ApiModel:
         """See `Model`; a request is one sent, also in vain."""
         return self.exchange.usage
 
+    @property
+    def location(self) -> Mapping[str, str]:
+        """See `mergepipe.evaluate.Located`; of the key, the name of its variable alone."""
+        address = self.exchange.address
+        found = {"base_url": address.base_url, "model": self.exchange.model, "kind": self.kind}
+        return found | ({} if address.key_env is None else {"key_env": address.key_env})
+
+    def keep(self, answers: Answers | None, *, scope: str) -> None:
+        """From now on pay for no answer twice: see `Kept`; with None, for each again."""
+        self.exchange.kept = None if answers is None else Kept(answers, scope)
+
     def loglikelihood(self, requests: Sequence[tuple[str, str]]) -> list[Score]:
         """See `Model`; a token that goes over the end of the context is scored."""
         self._check_scores()
@@ -136,6 +148,31 @@ class ApiModel:
             jobs += added
             counts.append(len(added))
         return self._all(jobs, lambda found: summed(found, counts, texts))
+
+    def trace(self, requests: Sequence[tuple[str, str]]) -> list[Trace]:
+        """See `Traceable`; one request for each, its context included."""
+        self._check_scores()
+        starts = [len(context.rstrip(" ")) for context, _ in requests]
+        texts = [context + continuation for context, continuation in requests]
+        jobs = [self._trace_job(*one) for one in zip(texts, starts, strict=True) if one[0]]
+        nothing = Trace((), (), (), 0, 0)
+
+        def put(found: list[Trace | None]) -> list[Trace | None]:
+            traces = iter(found)
+            return [next(traces) if text else nothing for text in texts]
+
+        return self._all(jobs, put)
+
+    def trace_texts(self, texts: Sequence[str], *, stride: int | None = None) -> list[Trace]:
+        """See `Traceable`; texts too long for the server need a tokenizer, see `api_model`."""
+        short = [text for text in texts if not self._windows(text, stride)]
+        traces = iter(self.trace([("", text) for text in short]))
+        return [
+            self._long_trace(text, windows)
+            if (windows := self._windows(text, stride))
+            else next(traces)
+            for text in texts
+        ]
 
     def generate(
         self,
@@ -195,50 +232,89 @@ class ApiModel:
         return Job("chat" if chat else "completions", body, size, max_tokens, read)
 
     def _score_job(self, text: str, start: int) -> Job[Score]:
-        prompt, shift = self.prefix + text, self._server().shift
-
         def read(answer: Answer) -> Score | Failure:
-            echo = echoed(answer)
+            echo = self._echo(answer, text)
             if isinstance(echo, Failure):
                 return echo
-            if echo.end not in {None, len(prompt) + shift}:
-                what = f"the prompt has {len(prompt)} characters, but its tokens {echo.end}"
-                return Failure("stop", what, "does the server cut or change it, or count bytes?")
-            first = echo.token_at(len(self.prefix) + start + shift)
-            return scored_from(echo, first, len(text[start:].encode()))
+            size = len(text[start:].encode())
+            return scored_from(echo, echo.token_at(self._place(start)), size)
 
+        prompt = self.prefix + text
         return self._echo_job(prompt, self._most_tokens(prompt), read)
 
+    def _trace_job(self, text: str, start: int) -> Job[Trace]:
+        def read(answer: Answer) -> Trace | Failure:
+            echo = self._echo(answer, text)
+            if isinstance(echo, Failure):
+                return echo
+            first, at = echo.token_at(self._place(0)), echo.token_at(self._place(start))
+            found = tokens_from(echo, first)
+            if isinstance(found, Failure):
+                return found
+            starts = [max(0, one - self._place(0)) for one in echo.starts[first:]]
+            return joined(starts, [found], at - first, text)
+
+        prompt = self.prefix + text
+        return self._echo_job(prompt, self._most_tokens(prompt), read)
+
+    def _echo(self, answer: Answer, text: str) -> Echo | Failure:
+        """Read an echo, if its tokens are those of the text."""
+        echo = echoed(answer)
+        if isinstance(echo, Failure) or echo.end in {None, self._place(len(text))}:
+            return echo
+        what = f"the prompt has {self._place(len(text))} characters, but its tokens {echo.end}"
+        return Failure("stop", what, "does the server cut or change it, or count bytes?")
+
+    def _place(self, character: int) -> int:
+        """Give where a character of the text stands in what the server echoes."""
+        return len(self.prefix) + self._server().shift + character
+
     def _text_jobs(self, text: str, stride: int | None) -> Iterator[Job[Score]]:
+        windows = self._windows(text, stride)
+        if not windows and text:
+            yield self._score_job(text, 0)
+        for window in windows:
+            yield self._window_job(*window, lambda echo, at: scored_from(echo, at, 0))
+
+    def _windows(self, text: str, stride: int | None) -> list[tuple[list[int], int]]:
+        """Give the ids of each window and how many are scored; none if the text is short enough."""
         limit, ids = self.max_length, self._encode(text)
         if limit is None or ids is None or len(ids) <= limit:
-            if text:
-                yield self._score_job(text, 0)
-            return
+            return []
         assert self.tokenizer is not None
         bos = self.tokenizer.token_to_id(self.prefix or self._server().bos)
         if bos is None:
             what = "its tokenizer has no such token as the prefix that the server puts before texts"
             raise InputError(Problem(self.name, what, "pass prefix"))
         led = [bos, *ids]
-        for begin, start, end in spans(len(ids), limit, stride):
-            yield self._window_job(led[begin : end + 1], end - start)
+        cuts = spans(len(ids), limit, stride)
+        return [(led[begin : end + 1], end - start) for begin, start, end in cuts]
 
-    def _window_job(self, window: list[int], scored: int) -> Job[Score]:
-        def read(answer: Answer) -> Score | Failure:
+    def _long_trace(self, text: str, windows: Sequence[tuple[list[int], int]]) -> Trace:
+        """Trace a text in windows; where its tokens start, its tokenizer says."""
+        assert self.tokenizer is not None
+        jobs = [self._window_job(*window, tokens_from) for window in windows]
+        starts = self.tokenizer.encode(text, add_special_tokens=False).offsets
+        parts: list[TokenScores] = self._all(jobs, lambda found: found)
+        return joined([start for start, _ in starts], parts, 0, text)
+
+    def _window_job(
+        self, window: list[int], scored: int, made: Callable[[Echo, int], T | Failure]
+    ) -> Job[T]:
+        def read(answer: Answer) -> T | Failure:
             echo = echoed(answer)
             if isinstance(echo, Failure):
                 return echo
             if len(echo.starts) != len(window):
                 what = f"{len(window)} token ids were sent, but {len(echo.starts)} are echoed"
                 return Failure("stop", what, "does the server take prompts of token ids?")
-            return scored_from(echo, len(window) - scored, 0)
+            return made(echo, len(window) - scored)
 
         return self._echo_job(window, len(window), read)
 
     def _echo_job(
-        self, prompt: str | list[int], tokens: int, read: Callable[[Answer], Score | Failure]
-    ) -> Job[Score]:
+        self, prompt: str | list[int], tokens: int, read: Callable[[Answer], T | Failure]
+    ) -> Job[T]:
         return Job("completions", echo_body(self.exchange.model, prompt), tokens, 1, read)
 
     def _encode(self, text: str) -> list[int] | None:
@@ -252,8 +328,8 @@ class ApiModel:
         return (len(text.encode()) if ids is None else len(ids)) + 2
 
     def _all(
-        self, jobs: Sequence[Job[Score]], put: Callable[[list[Score | None]], list[Score | None]]
-    ) -> list[Score]:
+        self, jobs: Sequence[Job[T]], put: Callable[[list[T | None]], list[T | None]]
+    ) -> list[T]:
         found, failure = self.exchange.ask(jobs)
         if failure and failure.remedy == "request":
             fix = "is a text too long for the server? tokenizer and max_length score it in windows"

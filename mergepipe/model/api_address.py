@@ -17,10 +17,11 @@ from urllib.parse import SplitResult, urlsplit
 
 from mergepipe.errors import InputError, Problem, printable
 
-__all__ = ["Address", "checked_address"]
+__all__ = ["Address", "checked_address", "default_url"]
 
 _NAME = re.compile(r"[A-Z_][A-Z0-9_]*")
 _OPENAI = ("OPENAI_API_KEY", "api.openai.com:443")
+_OPENAI_URL = "https://api.openai.com/v1"
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -48,7 +49,7 @@ class Address:
         if not key and self.loopback:
             return None
         if not key:
-            fix = f"export {self.key_env}=..., or pass key_env=None where the server wants no key"
+            fix = f"export {self.key_env}=..., or set key_env to none where the server wants no key"
             raise InputError(Problem(self.base_url, f"{self.key_env} is not set", fix))
         if not (key.isascii() and key.isprintable() and " " not in key):
             raise InputError(f"{self.key_env} holds characters that no key has")
@@ -79,12 +80,18 @@ def checked_address(
     if not trusted:
         _check_untrusted(shown, parts.scheme, ips, key_env)
     if given and not trusted:
-        fix = f"export {_base_url_name(key_env)}={shown} if the key belongs there, or key_env=None"
+        name = _base_url_name(key_env)
+        fix = f"export {name}={shown} if the key belongs there, or set key_env to none"
         raise InputError(Problem(shown, f"the key in {key_env} is not meant for this host", fix))
     if given and parts.scheme == "http" and not loopback:
         what = f"http would show the key in {key_env} to the network"
         raise InputError(Problem(shown, what, "use https, or an ssh tunnel to this machine"))
     return Address(shown.rstrip("/"), host, key_env, loopback)
+
+
+def default_url(key_env: str | None) -> str:
+    """Give the address that the environment binds the key in `key_env` to; else OpenAI's own."""
+    return os.environ.get(_base_url_name(key_env)) or _OPENAI_URL
 
 
 def _split(base_url: str) -> SplitResult:
@@ -137,7 +144,7 @@ def _check_untrusted(
     A name that is looked up again later could lead inside, but has no certificate there.
     """
     variable = _base_url_name(key_env)
-    fix = f"export {variable} with this address, or pass trusted_hosts, if that is meant"
+    fix = f"export {variable} with this address if that is meant (in Python: trusted_hosts)"
     if inside := [ip for ip in ips if not ip.is_global]:
         what = f"leads to {inside[0]}, inside this machine or its network"
         raise InputError(Problem(shown, what, fix))

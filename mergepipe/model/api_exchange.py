@@ -9,13 +9,14 @@ import re
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import anyio
 from anyio.from_thread import start_blocking_portal
 
-from mergepipe.errors import printable
+from mergepipe.errors import EnvironmentFault, printable
 from mergepipe.model import Usage
 from mergepipe.model.api_address import Address
 from mergepipe.model.api_answers import Answer, read_answer
@@ -23,7 +24,7 @@ from mergepipe.model.api_client import Reply, open_client, send
 from mergepipe.model.api_faults import Failure
 from mergepipe.model.api_limits import Budget, Ledger, Limits, Pace, Prices
 
-__all__ = ["Exchange", "Job"]
+__all__ = ["Answers", "Exchange", "Job", "Kept"]
 
 T = TypeVar("T")
 
@@ -47,6 +48,36 @@ class Job(Generic[T]):
     optional: bool = False
 
 
+class Answers(Protocol):
+    """Where answers are kept, so that what was paid for is not paid for again."""
+
+    def answer(self, key: str) -> bytes | None:
+        """Give what is kept under a key."""
+        ...
+
+    def keep_answer(self, key: str, body: bytes) -> None:
+        """Keep it at once: the process may be killed after this."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Answers of one server; `scope` tells it from others that have its address at other times.
+
+    `known_as` stands for a model that has another name in every run.
+    """
+
+    answers: Answers
+    scope: str
+    known_as: str = ""
+
+    def key(self, base_url: str, job: Job[Any]) -> str:
+        """Give the key of a request's answer."""
+        body = {**job.body, **({"model": self.known_as} if self.known_as else {})}
+        asked = json.dumps([self.scope, base_url, job.route, body], sort_keys=True)
+        return hashlib.sha256(asked.encode()).hexdigest()
+
+
 @dataclass(slots=True)
 class Exchange:
     """A server as it is asked from one process; calls from several threads take turns."""
@@ -61,6 +92,7 @@ class Exchange:
     now: Callable[[], float] = time.monotonic
     draw: Callable[[], float] = random.random
     usage: Usage = field(default_factory=Usage)
+    kept: Kept | None = None
     ledger: Ledger = field(init=False)
     pace: Pace = field(init=False)
     _refusal: Failure | None = None
@@ -70,6 +102,17 @@ class Exchange:
     def __post_init__(self) -> None:
         self.ledger = Ledger(self.budget)
         self.pace = Pace(self.limits)
+
+    @property
+    def refusal(self) -> Failure | None:
+        """Why the server answers no request of ours, once it has said so."""
+        return self._refusal
+
+    def to(self, model: str) -> Exchange:
+        """Give the exchange with another model of the server, at one pace and within one budget."""
+        found = replace(self, model=model, served_as=None, usage=Usage(), kept=None, _refusal=None)
+        found.ledger, found.pace = self.ledger, self.pace
+        return found
 
     def ask(self, jobs: Sequence[Job[T]]) -> tuple[list[T | None], Failure | None]:
         """Answer all jobs, in their order; with the failure that ended it, the missing are None."""
@@ -109,6 +152,9 @@ class Exchange:
 
     async def _answer(self, client: Any, job: Job[T]) -> T | Failure:
         garbled, attempts = 0, self.limits.attempts
+        known = self._known(job)
+        if known is not None:
+            return known
         for attempt in range(attempts):
             if self._refusal:
                 return self._refusal
@@ -127,6 +173,23 @@ class Exchange:
             await self._back_off(outcome, attempt)
         assert isinstance(outcome, Failure)
         return replace(outcome, remedy="stop", what=f"{outcome.what}; tried {attempts} times")
+
+    def _known(self, job: Job[T]) -> T | None:
+        """Give the answer that is kept, if it can still be read."""
+        found = self.kept and self.kept.answers.answer(self.kept.key(self.address.base_url, job))
+        if not found:
+            return None
+        content_type, _, body = found.partition(b"\n")
+        answer = read_answer(body, content_type.decode())
+        read = answer if isinstance(answer, Failure) else job.read(answer)
+        return None if isinstance(read, Failure) else read
+
+    def _keep(self, job: Job[T], reply: Reply) -> None:
+        """Keep an answer; that this cannot be done is no reason to lose it."""
+        if self.kept is not None and job.body:
+            key = self.kept.key(self.address.base_url, job)
+            with suppress(EnvironmentFault):
+                self.kept.answers.keep_answer(key, reply.content_type.encode() + b"\n" + reply.body)
 
     def _final(self, failure: Failure, lacking: bool) -> Failure:
         if failure.remedy == "refused" and not lacking:
@@ -185,7 +248,10 @@ class Exchange:
         if other := self._other_model(answer):
             return other, cost
         self._answered = True
-        return job.read(answer), cost
+        read = job.read(answer)
+        if not isinstance(read, Failure):
+            self._keep(job, reply)
+        return read, cost
 
     def _cost(self, answer: Answer, job: Job[T]) -> Usage:
         """What the server reports; the worst case where it does not."""

@@ -18,10 +18,11 @@ from typing import Literal, TypeAlias
 
 from mergepipe.errors import EnvironmentFault, InputError, Problem
 from mergepipe.model import Generation, Score
+from mergepipe.model.traces import Trace
 
 __all__ = ["Answers", "ApiFault", "ApiRefusal", "BudgetExhausted", "Failure", "Remedy"]
 
-Answers: TypeAlias = "tuple[Score | Generation | None, ...]"
+Answers: TypeAlias = "tuple[Score | Generation | Trace | None, ...]"
 
 # What to do about it: try again; try again once; give this item up; give all of them up; have the
 # request mended; have the key, model or address mended (and never ask again); spend no more.

@@ -8,16 +8,23 @@ from collections.abc import Sequence
 from mergepipe.model import Score
 from mergepipe.model.api_answers import Echo
 from mergepipe.model.api_faults import Failure
+from mergepipe.model.traces import TokenScores
 
-__all__ = ["filled", "scored_from", "summed"]
+__all__ = ["filled", "scored_from", "summed", "tokens_from"]
 
 _NOTHING = Score(0.0, 0, 0, greedy=True)
+_UNKNOWN = Failure("stop", "the first scored token has no probability")
 
 
 def scored_from(echo: Echo, start: int, size: int) -> Score | Failure:
     """Score the tokens from index `start` on, `size` bytes of text."""
-    score = echo.score(start, size)
-    return score or Failure("stop", "the first scored token has no probability")
+    return echo.score(start, size) or _UNKNOWN
+
+
+def tokens_from(echo: Echo, start: int) -> TokenScores | Failure:
+    """Give the scores of each token from index `start` on."""
+    known = [value for value in echo.logprobs[start:] if value is not None]
+    return (known, echo.greedy[start:]) if len(known) == len(echo.starts) - start else _UNKNOWN
 
 
 def filled(found: Sequence[Score | None], empty: Sequence[bool]) -> list[Score | None]:
