@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from checkpoints import edit_json
+from command_line import command
 from hypothesis import given
 from hypothesis import strategies as st
 from merge_service import ADAPTERS, QUICKSTART
@@ -285,25 +284,15 @@ def test_evo_finds_the_adapter_of_a_skill_among_others(models):
 # The command
 
 
-def command(*arguments):
-    done = subprocess.run(
-        [sys.executable, "-m", "mergepipe", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.returncode, done.stdout, done.stderr
-
-
-def test_the_command_writes_an_adapter_and_says_what_it_is_made_of(tmp_path):
+def test_the_command_writes_an_adapter_and_says_what_it_is_made_of(tmp_path, capsys):
     lines = [{"prompt": f"{a}+4=", "label": f"{a + 4}\n"} for a in range(20, 30)]
     (tmp_path / "data.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     folders = [ADAPTERS / name for name in NAMES]
     small = ["--denoising", 20, "--scaling", 40]
     base = ["--base", QUICKSTART / "base", "--out", tmp_path / "out", *small]
-    status, shown, _ = command("evolve-lora", tmp_path / "data.jsonl", *folders, *base)
-    assert status == 0
-    assert "held out" in shown
+    shown = command(capsys, "evolve-lora", tmp_path / "data.jsonl", *folders, *base)
+    assert shown.status == 0, shown.err
+    assert "held out" in shown.out
     said = json.loads((tmp_path / "out" / "evolved.json").read_text())
     assert said["seen"]["found"] < said["seen"]["uniform"]
     assert set(said["held_out"]) == {"base", "uniform", "found"}
@@ -315,15 +304,16 @@ def test_the_command_writes_an_adapter_and_says_what_it_is_made_of(tmp_path):
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
-def test_the_command_needs_adapters_or_a_service(tmp_path):
-    status, _, said = command("evolve-lora", tmp_path / "data.jsonl")
-    assert (status, "give --base and adapters, or --service" in said) == (2, True)
+def test_the_command_needs_adapters_or_a_service(tmp_path, capsys):
+    said = command(capsys, "evolve-lora", tmp_path / "data.jsonl")
+    assert said.status == 2
+    assert "give --base and adapters, or --service" in said.err
 
 
-def test_combine_lora_composes_with_given_coefficients(pool, tmp_path):
+def test_combine_lora_composes_with_given_coefficients(pool, tmp_path, capsys):
     folders = [ADAPTERS / name for name in NAMES]
     given = ["--weights=0.8,-0.5,0.4", "--densities", "0.3,1,0", "--out", tmp_path / "out"]
-    assert command("combine-lora", *folders, "--how", "asymmetric", *given)[0] == 0
+    assert command(capsys, "combine-lora", *folders, "--how", "asymmetric", *given).status == 0
     pool.write(KEEP, WEIGHTS, tmp_path / "again")
     for file in ("adapter_model.safetensors", "adapter_config.json"):
         assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()

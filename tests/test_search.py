@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
-import subprocess
-import sys
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import optuna
@@ -16,15 +17,25 @@ import yaml
 from command_line import command
 from safetensors.torch import load_file
 from torch import equal
-from toy_search import row
+from toy_search import quick_workers, row
 
+from mergepipe.cli import main
 from mergepipe.errors import InputError, Problems
 from mergepipe.evaluate import Formula, Item, ScoreRow, differences
 from mergepipe.pipeline import prepare, search_folder
 from mergepipe.pipeline.preparing import read_recipe
 from mergepipe.search.objective import Objective, main_rows, with_best
+from mergepipe.search.outputs import read_trials
+from mergepipe.search.plots import draw
 from mergepipe.search.space import read_space
 from mergepipe.search.verdict import gain, overfit
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_workers():
+    with quick_workers("mergepipe.pipeline.candidates", "mergepipe.model.load"):
+        yield
+
 
 QUICKSTART = Path(__file__).parent.parent / "recipes" / "quickstart"
 SEARCHED = {"search": [0, 1], "init": 0.1}
@@ -64,12 +75,13 @@ def done(tmp_path_factory):
 
 
 def _said(recipe, plot):
-    words = ["search", str(recipe), "--workers", "1", "--threads", "1", "--plot", str(plot)]
-    code = "from mergepipe.cli import main; main()"
-    run = [sys.executable, "-c", code, *words, "--json"]
-    found = subprocess.run(run, capture_output=True, text=True, check=False)
-    assert found.returncode == 0, found.stderr
-    return json.loads(found.stdout)
+    words = ["search", recipe, "--workers", 1, "--threads", 1, "--plot", plot, "--json"]
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as out:
+        patch.setattr("sys.argv", ["mergepipe", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    assert ended.value.code == 0
+    return json.loads(out.getvalue())
 
 
 def test_a_search_finds_that_more_of_an_expert_is_better_at_its_skill(done):
@@ -114,6 +126,75 @@ def test_the_plots_are_a_page_that_asks_for_nothing(done):
     assert page.count("<figure>") == 3
     assert "default-src 'none'" in page
     assert "src=" not in page.replace("default-src", "")
+
+
+def test_each_plot_is_an_svg_too(done):
+    folder = done[0] / "merged.search" / "plots"
+    names = ["history.svg", "importance.svg", "parallel.svg"]
+    assert sorted(file.name for file in folder.iterdir()) == names
+    for name in names:
+        root = ET.fromstring((folder / name).read_text())
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        assert root.find("{http://www.w3.org/2000/svg}polyline") is not None
+
+
+def test_a_png_is_drawn_where_one_is_asked_for(done, tmp_path):
+    matplotlib = pytest.importorskip("matplotlib")
+    trials = (done[0] / "merged.search" / "trials.json").read_text()
+    draw(tmp_path / "plot.png", *read_trials(trials))
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    assert matplotlib.get_backend()
+
+
+FRONT = {
+    "models": {label: str(QUICKSTART / label) for label in ("german", "arithmetic")},
+    "merge": {
+        "method": "slerp",
+        "base": "german",
+        "models": ["arithmetic"],
+        "t": {"search": [0, 1]},
+    },
+    "evaluate": [
+        {
+            "use": "bits_per_byte",
+            "name": name,
+            "data": str(QUICKSTART / "heldout" / f"{file}.jsonl"),
+            "limit": 4,
+        }
+        for name, file in (("german", "german"), ("sums", "arithmetic_text"))
+    ],
+    "search": {"optimizer": "TwoPointsDE", "budget": 8, "pareto": ["german", "sums"]},
+}
+
+
+def test_skills_that_conflict_give_a_front_of_trade_offs(tmp_path, capsys):
+    """More of the one is less of the other; no member of the front is worse in both than any."""
+    recipe = written(tmp_path, **FRONT)
+    said = command(capsys, "search", recipe, "--workers", 1, "--no-merge", "--no-cache")
+    assert said.status == 0, said.err
+    folder = tmp_path / "merged.search"
+    _, names, trials = read_trials((folder / "trials.json").read_text())
+    _, _, front = read_trials((folder / "front" / "front.json").read_text())
+    assert names == ("german", "sums")
+    assert len(front) > 2
+    ordered = sorted(front, key=lambda one: one.losses)
+    assert [one.losses[1] for one in ordered] == sorted((o.losses[1] for o in front), reverse=True)
+    assert ordered[0].values < ordered[-1].values  # from german, t = 0, to arithmetic, t = 1
+    for other in trials:
+        assert not any(worse(one, other) for one in front)
+    recipes = sorted((folder / "front").glob("*.yaml"))
+    assert [int(file.stem) for file in recipes] == sorted(one.number for one in front)
+    for file, one in zip(recipes, sorted(front, key=lambda one: one.number), strict=True):
+        assert yaml.safe_load(file.read_text())["merge"]["t"] == one.values[0]
+    with (folder / "front" / "front.csv").open(newline="") as file:
+        assert [int(row["trial"]) for row in csv.DictReader(file)] == [o.number for o in front]
+    drawn = (folder / "plots" / "front.svg").read_text()
+    assert drawn.count("#c2410c") == len(front)
+    assert {"history-1.svg", "history-2.svg"} < {f.name for f in (folder / "plots").iterdir()}
+
+
+def worse(one, other):
+    return all(x > y for x, y in zip(one.losses, other.losses, strict=True))
 
 
 def test_the_same_search_again_evaluates_nothing_and_another_is_refused(done, capsys):
@@ -257,6 +338,7 @@ tasks:
   - {name: my_task, weight: 0.5}
   - {name: other, metric: "acc_norm,none"}
 limit: 20
+shuffle: true
 """
 
 
@@ -269,12 +351,64 @@ def test_a_configuration_of_mergekit_evolve_is_the_search_that_it_means(tmp_path
     space = read_space(document, 5, problems)
     problems.raise_any()
     # 3 groups of layers x 2 models x (1 filter and the rest) x (weight, density)
+    assert document.data["search"]["preset"] == "mergekit-evolve"
     assert len(space.genes) == 3 * 2 * 2 * 2
     assert {gene.start for gene in space.genes} == {0.5, 1.0}
     prepared = prepare(tmp_path / "evolve.yaml", out=tmp_path / "out")
     assert prepared.recipe.search.weights == {"my_task": 0.5, "other": 1.0}
     assert [one.name for one in prepared.evaluations] == ["my_task", "other"]
-    assert any("first metric" in warning for warning in prepared.warnings)
+    for words in ("first metric", "without a chat template", "shuffle: has no effect"):
+        assert any(words in warning for warning in prepared.warnings), words
+
+
+TASK = """\
+task: sums
+dataset_path: json
+dataset_kwargs: {data_files: {test: sums.jsonl}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{q}}"
+doc_to_choice: choices
+doc_to_target: 0
+target_delimiter: ""
+metric_list: [{metric: acc}]
+metadata: {version: 1.0}
+"""
+THEIRS = """\
+genome:
+  models: [./german, ./arithmetic]
+  merge_method: ties
+  base_model: ./base
+  tokenizer_source: base
+  layer_granularity: 2
+tasks: [{name: sums, weight: 1.0, metric: "acc,none"}]
+limit: 20
+apply_chat_template: false
+"""
+
+
+@pytest.mark.slow
+def test_a_configuration_of_mergekit_evolve_runs_as_it_is(tmp_path, capsys):
+    """Its tasks by lm-evaluation-harness, to a merged and scored checkpoint."""
+    for label in ("base", "german", "arithmetic"):
+        (tmp_path / label).symlink_to(QUICKSTART / label)
+    lines = (QUICKSTART / "heldout" / "arithmetic.jsonl").read_text().splitlines()[:20]
+    sums = [(one["prompt"], int(one["answer"])) for one in map(json.loads, lines)]
+    items = [{"q": q, "choices": [str(a), str(a + 1), str(a + 10)]} for q, a in sums]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(one) + "\n" for one in items))
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "sums.yaml").write_text(TASK)
+    (tmp_path / "evolve.yml").write_text(THEIRS)
+    words = ("--out", tmp_path / "out", "--set", f"task_search_path={tmp_path / 'tasks'}")
+    more = ("--budget", 5, "--workers", 1, "--allow-commands", "--no-cache", "--json")
+    said = command(capsys, "search", tmp_path / "evolve.yml", *words, *more)
+    assert said.status == 0, said.err
+    found = json.loads(said.out)
+    assert (found["search"]["trials"], found["search"]["failed"]) == (5, 0)
+    assert len(found["search"]["values"]) == 3 * 2 * 2  # groups of layers, models, parameters
+    merged = [one for one in found["results"] if one["model"] == "merged"]
+    assert [one["value"] for one in merged] == [found["search"]["scores"]["sums"]]
+    assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
 def test_main_rows_keep_the_order_of_the_evaluations():

@@ -7,10 +7,17 @@ from contextlib import closing
 
 import psutil
 import pytest
-from toy_search import answer, breaking, loop_of, pool, row, rules, trials_of
+from toy_search import answer, breaking, loop_of, pool, quick_workers, row, rules, trials_of
 
 from mergepipe.errors import EnvironmentFault, InputError
 from mergepipe.search.pool import Answer, Job
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_workers():
+    with quick_workers():
+        yield
+
 
 WORDS = {
     "raises": r"ValueError: no such \x1b[31mlabel",

@@ -7,13 +7,14 @@ import json
 
 import pytest
 import yaml
+from command_line import command
 from merge_service import ADAPTERS, MODELS, QUICKSTART, serving, write_pool
 
 from mergepipe.errors import InputError
 from mergepipe.execute import Resources
 from mergepipe.lora.composed import ComposedModels
 from mergepipe.lora.composing import open_adapters
-from mergepipe.pipeline import Searching, prepare_search, search
+from mergepipe.pipeline import Searching, prepare_file, search
 from mergepipe.search.evo import Preset, evolve
 from mergepipe.search.remote import remote_pool
 
@@ -32,7 +33,7 @@ SEARCHED = {
             (label, QUICKSTART / "heldout" / f"{label}.jsonl") for label in ("german", "python")
         )
     ],
-    "search": {"optimizer": "CMA", "budget": 6, "minimize": ["german", "python"], "seed": 4},
+    "search": {"optimizer": "CMA", "budget": 4, "minimize": ["german", "python"], "seed": 4},
 }
 NAMES = ("difference", "sum")
 
@@ -54,8 +55,8 @@ def found(folder, **fields):
     folder.mkdir()
     recipe = {"mergepipe": 1, **SEARCHED, "output": {"path": "out"}, **fields}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
-    prepared = prepare_search(folder / "recipe.yaml", resources=Resources(threads=1))
-    done = search(prepared, Searching())
+    prepared = prepare_file(folder / "recipe.yaml", resources=Resources(threads=1))
+    done = search(prepared, Searching(workers=1))
     with (done.folder / "trials.csv").open() as stream:
         timeless = ("seconds", "merging", "begun", "ended")
         rows = [
@@ -68,7 +69,7 @@ def found(folder, **fields):
 def test_a_search_on_a_service_is_the_search_here_bit_for_bit(trusted, tmp_path):
     theirs, verdict, done = found(tmp_path / "service", service={"url": trusted.url})
     ours, local, _ = found(tmp_path / "local", models=MODELS)
-    assert len(ours) == 6
+    assert len(ours) == 4
     assert theirs == ours
     assert verdict == local
     best = yaml.safe_load(done.best.read_text())
@@ -120,3 +121,41 @@ def test_models_that_the_service_has_not_are_named(trusted, tmp_path):
     merge = {**SEARCHED["merge"], "base": "bose"}
     with pytest.raises(InputError, match="no model 'bose'; it has base, german"):
         found(tmp_path / "service", service={"url": trusted.url}, merge=merge)
+
+
+def recipe_for(served, folder, **changes):
+    data = {"mergepipe": 1, "service": {"url": served.url}, **SEARCHED, **changes}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(data, sort_keys=False))
+    return folder / "recipe.yaml"
+
+
+def test_a_plan_says_what_would_be_searched_on_a_service(trusted, tmp_path, capsys):
+    recipe = recipe_for(trusted, tmp_path)
+    said = command(capsys, "plan", recipe, "--out", tmp_path / "out")
+    assert said.status == 0, said.err
+    assert f"service  {trusted.url} merges and scores" in said.out
+    assert "search   4 candidates of 3 values by CMA, 7 at a time" in said.out
+    assert "merge.models.python.weight.1: -0.5 to 1, from 0.25" in said.out
+    found = json.loads(command(capsys, "plan", recipe, "--json").out)
+    assert [gene["low"] for gene in found["search"]["genes"]] == [0, -0.5, -0.5]
+    assert sorted(tmp_path.iterdir()) == [recipe]
+
+
+@pytest.mark.parametrize("verb", ["run", "plan", "search"])
+def test_a_recipe_for_a_service_that_searches_nothing_is_told_to(verb, trusted, tmp_path, capsys):
+    fixed = {**SEARCHED["merge"], "models": {"german": {"weight": 0.5}}}
+    recipe = recipe_for(trusted, tmp_path, merge=fixed, search=None)
+    said = command(capsys, verb, recipe, "--out", tmp_path / "out")
+    assert said.status == 2
+    assert "recipe.yaml:2:1: service: weights stay with a service" in said.err
+    assert "add a `search:` section" in said.err
+
+
+@pytest.mark.slow
+def test_run_searches_on_a_service_too(trusted, tmp_path, capsys):
+    recipe = recipe_for(trusted, tmp_path)
+    said = command(capsys, "run", recipe, "--out", tmp_path / "out", "--no-cache", "--json")
+    assert said.status == 0, said.err
+    assert json.loads(said.out)["search"]["trials"] == 4
+    assert (tmp_path / "out.search" / "best.yaml").is_file()
+    assert not (tmp_path / "out").exists()

@@ -14,8 +14,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+
+import pytest
 
 from mergepipe.evaluate import Formula, Item, ScoreRow
 from mergepipe.search.loop import Loop, Rules
@@ -30,7 +33,17 @@ OBJECTIVE = Objective({"bowl": 1.0})
 BUDGET = 12
 FORMULA = Formula("loss")
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["toy_search", "optuna", "nevergrad", "cma"])
+_PRELOADED = ["toy_search", "optuna", "nevergrad", "cma"]
+_SERVER.set_forkserver_preload(_PRELOADED)
+
+
+@contextmanager
+def quick_workers(*modules: str):
+    """Have workers begin as copies of a process that has imported what they need."""
+    _SERVER.set_forkserver_preload([*_PRELOADED, *modules])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mergepipe.search.pool._SPAWN", _SERVER)
+        yield
 
 
 def bowl(values: Sequence[object]) -> float:

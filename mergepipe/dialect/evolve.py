@@ -1,14 +1,12 @@
-"""mergekit-evolve's configuration -> the recipe, with what is searched in it, that it means.
+"""mergekit-evolve's configuration -> the recipe that it means: a merge, tasks, and its preset.
 
-The genome has a gene for each group of layers, model, filter of tensor names (and all else), and
-parameter: `weight`, also `density` for ties and dare_ties. Weights start at 1/models, densities at
-1. `layer_granularity` is the number of layers in a group; with `smooth` the groups' values become a
-gradient over depth. CMA-ES, by nevergrad, in place of pycma.
+The genome is `preset: mergekit-evolve` (see `mergepipe.dialect.presets`), by nevergrad's CMA-ES in
+place of pycma's. `task_search_path`, which is an option there, may stand in the file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,39 +16,15 @@ from mergepipe.recipe import Document
 
 __all__ = ["convert_evolve", "is_evolve"]
 
-_METHODS: Mapping[str, tuple[str, ...]] = {
-    "linear": ("weight",),
-    "task_arithmetic": ("weight",),
-    "ties": ("weight", "density"),
-    "dare_ties": ("weight", "density"),
-    "dare_linear": ("weight", "density"),
-}
 _TESTS = (
     *("mmlu", "hendrycks", "agieval", "gsm8k", "hellaswag", "winogrande", "arc_", "ai2_arc"),
     *("truthfulqa", "bigbench", "piqa", "openbookqa", "leaderboard"),
 )
-_HIGHEST = 2.0  # of a weight: mergekit-evolve has no bound there
-_GENOME = (
-    "models",
-    "merge_method",
-    "base_model",
-    "tokenizer_source",
-    "layer_granularity",
-    "normalize",
-    "allow_negative_weights",
-    "filters",
-    "smooth",
-)
-_TOP = (
-    "genome",
-    "tasks",
-    "limit",
-    "num_fewshot",
-    "shuffle",
-    "random_init",
-    "apply_chat_template",
-    "output",
-)
+_MERGE = ("models", "merge_method", "base_model", "tokenizer_source", "normalize")
+_GENES = ("layer_granularity", "allow_negative_weights", "filters", "smooth")
+_READ = ("genome", "tasks", "limit", "num_fewshot", "apply_chat_template", "output", "search")
+_NO_EFFECT = ("shuffle", "random_init", "fewshot_as_multiturn")
+_SLERPED = 2  # models
 
 
 def is_evolve(data: object) -> bool:
@@ -63,74 +37,75 @@ def convert_evolve(document: Document, problems: Problems) -> Document:
     data = document.data
     genome = data["genome"] if isinstance(data["genome"], dict) else {}
     _warn_of_unknown(data, genome, document, problems)
-    method, named = genome.get("merge_method"), genome.get("models")
-    if not isinstance(method, str) or method not in _METHODS:
-        what = f"merge_method {method!r} is not searched here"
-        fix = f"use one of {', '.join(_METHODS)}, or write a recipe"
-        problems.add(document.where(("genome",)), what, fix)
-        return document
+    named = genome.get("models")
     if not isinstance(named, list) or not named:
         problems.add(document.where(("genome",)), "`models` is missing", "list them")
         return document
     references = References(document, problems)
     labels = [references.label(one, ("genome", "models", at)) for at, one in enumerate(named)]
-    merge: dict[str, Any] = {"method": method}
-    if genome.get("base_model"):
-        merge["base"] = references.label(genome["base_model"], ("genome", "base_model"))
-    merge["models"] = {
-        label: _genes(genome, method, len(labels)) for label in labels if label != merge.get("base")
-    }
-    if "ties" in method or method == "linear":
-        merge["normalize"] = bool(genome.get("normalize", True))
+    base = genome.get("base_model")
+    if base:
+        base = references.label(base, ("genome", "base_model"))
     evaluations = _evaluations(data, document, problems)
     objective = {entry["name"]: weight for entry, weight in evaluations}
+    genes = {key: genome[key] for key in _GENES if genome.get(key) is not None}
     recipe: dict[str, Any] = {
         "mergepipe": 1,
         "models": references.models,
-        "merge": merge,
+        "merge": _merge(genome, labels, base, document, problems),
         "evaluate": [entry for entry, _ in evaluations],
-        "search": {"optimizer": "CMA", "budget": 100, "objective": objective},
+        "search": {
+            "preset": "mergekit-evolve",
+            "genome": genes,
+            "objective": objective,
+            **(data.get("search") or {}),  # by --set and --budget
+        },
         "output": {"dtype": "bfloat16", **(data.get("output") or {})},
     }
     source = genome.get("tokenizer_source")
     if source == "base":
-        recipe["tokenizer"] = merge.get("base", labels[0])
+        recipe["tokenizer"] = base or labels[0]
     elif source:
         place = ("genome", "tokenizer_source")
         recipe["tokenizer"] = source if source == "union" else references.label(source, place)
     return replace(document, data=recipe, origins=_origins(recipe), faults=())
 
 
+def _merge(
+    genome: Mapping[str, Any],
+    labels: Sequence[str],
+    base: str | None,
+    document: Document,
+    problems: Problems,
+) -> dict[str, Any]:
+    method = genome.get("merge_method")
+    if method == "slerp":
+        if len(labels) != _SLERPED or genome.get("filters") or genome.get("smooth"):
+            what = "slerp is searched here of two models, without `filters` and `smooth`"
+            problems.add(document.where(("genome",)), what, "take two, or another method")
+        base = base if base in labels else labels[0]
+    merge: dict[str, Any] = {"method": method, **({"base": base} if base else {})}
+    merge["models"] = {label: {} for label in labels if label != base or method == "linear"}
+    if genome.get("normalize") is not None:
+        merge["normalize"] = genome["normalize"]
+    return merge
+
+
 def _warn_of_unknown(
     data: Mapping[str, Any], genome: Mapping[str, Any], document: Document, problems: Problems
 ) -> None:
-    unknown: list[tuple[str, ...]] = [("genome", key) for key in genome if key not in _GENOME]
-    unknown += [(key,) for key in data if key not in _TOP]
+    known = (*_READ, "task_search_path")
+    unknown: list[tuple[str, ...]] = [("genome", k) for k in genome if k not in (*_MERGE, *_GENES)]
+    unknown += [(key,) for key in data if key not in (*known, *_NO_EFFECT)]
     for path in unknown:
         problems.warn(document.where(path), "unknown field, which has no effect")
-
-
-def _genes(genome: Mapping[str, Any], method: str, models: int) -> dict[str, Any]:
-    low = -_HIGHEST if genome.get("allow_negative_weights") else 0.0
-    ranges = {"weight": ([low, _HIGHEST], 1 / max(1, models)), "density": ([0.0, 1.0], 1.0)}
-    found: dict[str, Any] = {}
-    for name in _METHODS[method]:
-        bounds, start = ranges[name]
-        gene = {"search": bounds, "init": start, **_spread(genome)}
-        filters = genome.get("filters")
-        if filters:
-            cases = [{"tensors": f"*{one}*", "value": dict(gene)} for one in filters]
-            found[name] = [*cases, {"value": dict(gene)}]
-        else:
-            found[name] = gene
-    return found
-
-
-def _spread(genome: Mapping[str, Any]) -> dict[str, Any]:
-    size = genome.get("layer_granularity")
-    if not isinstance(size, int) or size < 1:
-        return {}
-    return {"per": "group", "size": size, "smooth": bool(genome.get("smooth"))}
+    for key in _NO_EFFECT:
+        if data.get(key):
+            problems.warn(document.where((key,)), "has no effect here")
+    if "apply_chat_template" not in data:
+        what = "tasks are asked without a chat template, by which mergekit-evolve asks"
+        fix = "say `apply_chat_template: true` for tasks that are answered in words"
+        problems.warn(document.where(()), f"{what}; {fix}")
 
 
 def _evaluations(
@@ -163,15 +138,19 @@ def _evaluations(
         if fields["name"].startswith(_TESTS) and not fields["name"].endswith("_train"):
             what = f"'{fields['name']}' is a public benchmark: results on it will mean little"
             problems.warn(document.where(("tasks", at)), what)
-        for key in ("limit", "num_fewshot"):
-            if data.get(key) is not None:
-                entry[key] = data[key]
+        theirs = {"limit": "limit", "num_fewshot": "num_fewshot", "include": "task_search_path"}
+        theirs["chat"] = "apply_chat_template"
+        entry |= {key: data[name] for key, name in theirs.items() if data.get(name) is not None}
         found.append((entry, weight))
     return found
 
 
 def _origins(recipe: Mapping[str, Any]) -> dict[Any, Any]:
+    """Say where in the configuration each part of the recipe comes from."""
     shown = {"merge": "genome", "models": "genome", "evaluate": "tasks", "search": "genome"}
-    return {(key,): (place,) for key, place in shown.items()} | {
-        (key,): () for key in recipe if key not in shown
-    }
+    exact = {("search", "genome"): ("genome",), ("merge", "method"): ("genome", "merge_method")}
+    return (
+        {(key,): (place,) for key, place in shown.items()}
+        | exact
+        | {(key,): () for key in recipe if key not in shown}
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,13 +18,90 @@ from mergepipe.lora.composing import AdapterPool
 if TYPE_CHECKING:
     from mergepipe.model.local import LocalModel
 
-__all__ = ["ComposedModels"]
+__all__ = ["AppliedModels", "ComposedModels"]
+
+
+class AppliedModels:
+    """A base with one adapter after the other: W = W₀ + γ B A, in the module itself.
+
+    Sums are in fp32 and rounded once, to `dtype`. A model that it gave must not be asked any more
+    once the next one is made. Of matrices that adapters update, W₀ is held beside.
+
+    Raises
+    ------
+    InputError
+        if the base cannot be loaded.
+
+    """
+
+    def __init__(
+        self, base: Path, name: str = "composed", *, dtype: str = "float32", device: str = "cpu"
+    ) -> None:
+        from mergepipe.model.load import local_model
+
+        self.base = local_model(base, name, dtype=dtype, device=device)
+        self._folder = base
+        self._parameters = dict(self.base.module.named_parameters())
+        self._starts: dict[str, Tensor] = {}
+        self._changed: set[str] = set()
+
+    def check(self, pool: AdapterPool) -> None:
+        """Refuse adapters that are made for another base.
+
+        Raises
+        ------
+        InputError
+            naming a matrix that the base has not.
+
+        """
+        for module, factors in pool.modules.items():
+            shape = (factors.b.shape[1], factors.a.shape[2])
+            weight = self._weight(module, pool)
+            if weight is None or tuple(weight.shape) != shape:
+                what = f"the base has no matrix '{module}.weight' of shape {list(shape)}"
+                fix = "are the adapters made for this base?"
+                raise InputError(Problem(str(self._folder), what, fix))
+
+    def applied(
+        self, pool: AdapterPool, found: Mapping[str, tuple[Tensor, Tensor]], made_of: object
+    ) -> LocalModel:
+        """Give the model with B and A of each module, of adapters that were checked.
+
+        `made_of`, as JSON has it, tells this model from every other one of the base.
+        """
+        with torch.no_grad():
+            for module in self._changed - set(found):
+                self._parameters[f"{module}.weight"].copy_(self._starts[module])
+            for module, (low_b, low_a) in found.items():
+                weight = self._weight(module, pool)
+                assert weight is not None, "checked before"
+                stored = self._parameters[f"{module}.weight"]
+                if module not in self._starts:
+                    self._starts[module] = stored.detach().clone()
+                start = self._starts[module].float()
+                start = start.T if pool.is_transposed else start
+                b, a = low_b.to(start.device), low_a.to(start.device)
+                weight.copy_(torch.addmm(start, b, a, alpha=pool.modules[module].scale))
+        self._changed = set(found)
+        said = json.dumps([self.base.fingerprint, made_of])
+        return replace(self.base, fingerprint=hashlib.sha256(said.encode()).hexdigest()[:32])
+
+    def bare(self) -> LocalModel:
+        """Give the base by itself."""
+        with torch.no_grad():
+            for module in self._changed:
+                self._parameters[f"{module}.weight"].copy_(self._starts[module])
+        self._changed = set()
+        return self.base
+
+    def _weight(self, module: str, pool: AdapterPool) -> Tensor | None:
+        """Give a matrix as [out, in]."""
+        parameter = self._parameters.get(f"{module}.weight")
+        return parameter if parameter is None or not pool.is_transposed else parameter.T
 
 
 class ComposedModels:
-    """A base with compositions of a pool's adapters: W = W₀ + γ B A, fp32, in the module itself.
-
-    A model that it gave must not be asked any more once the next one is made.
+    """A base with compositions of a pool's adapters: see `AppliedModels`.
 
     Raises
     ------
@@ -34,29 +111,12 @@ class ComposedModels:
     """
 
     def __init__(self, base: Path, pool: AdapterPool, name: str = "composed") -> None:
-        from mergepipe.model.load import local_model
-
         self.pool = pool
-        self._model = local_model(base, name)
-        parameters = dict(self._model.module.named_parameters())
-        transposed = bool(pool.config.get("fan_in_fan_out"))
-        self._places: dict[str, tuple[Tensor, Tensor]] = {}  # the parameter [out, in], and W₀
-        for module, factors in pool.modules.items():
-            parameter = parameters.get(f"{module}.weight")
-            shape = (factors.b.shape[1], factors.a.shape[2])
-            weight = parameter if parameter is None or not transposed else parameter.T
-            if weight is None or tuple(weight.shape) != shape:
-                what = f"the base has no matrix '{module}.weight' of shape {list(shape)}"
-                raise InputError(Problem(str(base), what, "are the adapters made for this base?"))
-            self._places[module] = weight, weight.detach().clone()
+        self._models = AppliedModels(base, name)
+        self._models.check(pool)
 
     def composed(self, keep: Sequence[float], weights: Sequence[float]) -> LocalModel:
         """Give the model for these shares α and factors β: see `AdapterPool.composed`."""
         found = self.pool.composed(keep, weights)
-        with torch.no_grad():
-            for module, (b, a) in found.items():
-                weight, start = self._places[module]
-                weight.copy_(torch.addmm(start, b, a, alpha=self.pool.modules[module].scale))
-        made = [self._model.fingerprint, dict(self.pool.digests), list(keep), list(weights)]
-        fingerprint = hashlib.sha256(json.dumps(made).encode()).hexdigest()[:32]
-        return replace(self._model, fingerprint=fingerprint)
+        made_of = [dict(self.pool.digests), list(keep), list(weights)]
+        return self._models.applied(self.pool, found, made_of)

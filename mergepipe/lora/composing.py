@@ -94,6 +94,11 @@ class AdapterPool:
         """The largest rank of a module."""
         return max(one.a.shape[1] for one in self.modules.values())
 
+    @property
+    def is_transposed(self) -> bool:
+        """Whether the base stores its matrices as [in, out]."""
+        return bool(self.config.get("fan_in_fan_out"))
+
     def composed(
         self, keep: Sequence[float], weights: Sequence[float]
     ) -> dict[str, tuple[Tensor, Tensor]]:

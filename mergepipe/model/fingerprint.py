@@ -20,6 +20,7 @@ __all__ = [
     "fingerprint_beside",
     "fingerprint_of",
     "known_beside",
+    "precision_of",
     "weight_digests",
 ]
 
@@ -43,6 +44,16 @@ def fingerprint_of(companions: Companions, dtype: str, weights: object) -> str:
     `weights` is JSON that says what they are: digests of files, or all that a merge is made of.
     """
     return fingerprint_beside(known_beside(companions), dtype, weights)
+
+
+def precision_of(dtype: str, device: str) -> str:
+    """Give what a fingerprint says of how a model computes: no two kinds of device agree on bits.
+
+    >>> precision_of("float32", "cpu"), precision_of("bfloat16", "cuda:1")
+    ('float32', 'bfloat16 on cuda')
+    """
+    kind = device.partition(":")[0]
+    return dtype if kind == "cpu" else f"{dtype} on {kind}"
 
 
 def known_beside(companions: Companions) -> list[object]:

@@ -20,7 +20,7 @@ from mergepipe.errors import InputError, Problem
 from mergepipe.model.causal import CAUSAL
 from mergepipe.model.classifier import CLASSIFIER
 from mergepipe.model.companions import Companions, companions_of
-from mergepipe.model.fingerprint import fingerprint_of, weight_digests
+from mergepipe.model.fingerprint import fingerprint_of, precision_of, weight_digests
 from mergepipe.model.loaded import Family, Loaded, Special
 from mergepipe.model.local import LocalModel
 from mergepipe.model.masked import MASKED
@@ -57,7 +57,7 @@ def local_model(
 
     """
     companions = companions_of(path)
-    fingerprint = fingerprint_of(companions, dtype, weight_digests(path))
+    fingerprint = fingerprint_of(companions, precision_of(dtype, device), weight_digests(path))
     with _quiet(), _loading(str(path)):
         config = _transformers.AutoConfig.from_pretrained(
             path, local_files_only=True, trust_remote_code=False
@@ -94,7 +94,7 @@ def model_of_tensors(
 
     """
     companions = companions_of(folder, name)
-    fingerprint = fingerprint_of(companions, dtype, made_of)
+    fingerprint = fingerprint_of(companions, precision_of(dtype, device), made_of)
     with _quiet(), _loading(name):
         settings = dict(companions.settings)
         kind = settings.get("model_type")

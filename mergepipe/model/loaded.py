@@ -67,6 +67,17 @@ class Loaded:
             raise InputError(Problem(self.name, what))
         return [encoding.ids for encoding in encodings]
 
+    def lossy(self, texts: Sequence[str]) -> list[bool]:
+        """Tell which texts are not what their tokens stand for, but for a space in front.
+
+        Such a text is scored, or shown to the model, as another: with <unk>, in lower case.
+        """
+        decoded = self.tokenizer.decode_batch(self.encode(texts), skip_special_tokens=False)
+        return [
+            one.removeprefix(" ") != text.removeprefix(" ")
+            for one, text in zip(decoded, texts, strict=True)
+        ]
+
     def check_length(self, tokens: int, what: str) -> None:
         """Refuse what is longer than the model takes.
 

@@ -12,12 +12,14 @@ from tokenizers import Tokenizer
 
 from mergepipe.errors import InputError, Problem
 from mergepipe.model import Ability, Generation, Prompt, Score, Usage
+from mergepipe.model.causal import CAUSAL
 from mergepipe.model.classifier import CLASSIFIER, classes, classify
 from mergepipe.model.loaded import Family, Loaded
-from mergepipe.model.rows import Row, score
+from mergepipe.model.rows import Row, score, scored_tokens
+from mergepipe.model.traces import TokenScores, Trace, joined
 from mergepipe.model.writing import Request, write
 
-__all__ = ["LocalModel"]
+__all__ = ["LocalModel", "spaces_moved"]
 
 
 @dataclass(slots=True)
@@ -37,6 +39,11 @@ class LocalModel:
     def module(self) -> Any:
         """The transformers module, in evaluation mode."""
         return self.loaded.module
+
+    @property
+    def local(self) -> LocalModel:
+        """Itself: other models in this process are loaded when they are first asked."""
+        return self
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -67,7 +74,7 @@ class LocalModel:
         """See `Model`."""
         self._need("loglikelihood")
         assert self.family.pairs is not None, "as it said"
-        moved = [_spaces_moved(*request) for request in requests]
+        moved = [spaces_moved(*request) for request in requests]
         rows = list(self.family.pairs(self.loaded, moved))
         return self._scored(rows, [continuation for _, continuation in moved])
 
@@ -78,6 +85,20 @@ class LocalModel:
         self._need("rolling")
         assert self.family.texts is not None, "as it said"
         return self._scored(list(self.family.texts(self.loaded, texts, stride)), texts)
+
+    def trace(self, requests: Sequence[tuple[str, str]]) -> list[Trace]:
+        """See `Traceable`."""
+        moved = [spaces_moved(*request) for request in requests]
+        whole = [context + continuation for context, continuation in moved]
+        sizes = [len(ids) for ids in self.loaded.encode(whole)]
+        for size in sizes:
+            self.loaded.check_length(size, "a context and its continuation")
+        scored = self.loaded.encode([context for context, _ in moved])
+        return self._traced(whole, [len(ids) for ids in scored], None)
+
+    def trace_texts(self, texts: Sequence[str], *, stride: int | None = None) -> list[Trace]:
+        """See `Traceable`."""
+        return self._traced(texts, [0] * len(texts), stride)
 
     def generate(
         self,
@@ -90,7 +111,7 @@ class LocalModel:
     ) -> list[Generation]:
         """See `Model`."""
         self._need("generate")
-        requests = self._requests(prompts, max_tokens)
+        requests = self.requests(prompts, max_tokens)
         began = time.perf_counter()
         written = write(
             self.loaded,
@@ -104,6 +125,30 @@ class LocalModel:
         read = sum(len(request.ids) for request in requests)
         self._used(len(requests), read, sum(one.tokens for one in written), began)
         return written
+
+    def requests(self, prompts: Sequence[Prompt], max_tokens: int) -> list[Request]:
+        """Give the ids of each prompt: a conversation's are what its template makes of it.
+
+        Raises
+        ------
+        InputError
+            if one is too long, or a conversation and there is no template.
+
+        """
+        assert self.family.prompt is not None, "as it said"
+        assert self.family.needed is not None, "as it said"
+        texts = [self._text(prompt) for prompt in prompts]
+        requests = []
+        for prompt, text, ids in zip(prompts, texts, self.loaded.encode(texts), strict=True):
+            whole = self.family.prompt(self.loaded, ids) if isinstance(prompt, str) else ids
+            needed = self.family.needed(len(whole), max_tokens)
+            self.loaded.check_length(needed, "a prompt and its new tokens")
+            requests.append(Request(text, whole))
+        return requests
+
+    def lossy(self, texts: Sequence[str]) -> list[bool]:
+        """See `mergepipe.evaluate.lossy.Expressing`."""
+        return self.loaded.lossy(texts)
 
     def classify(self, texts: Sequence[str]) -> list[tuple[float, ...]]:
         """See `Classifier`."""
@@ -126,19 +171,6 @@ class LocalModel:
             what = f"{self.family.what}{template} has no answer to '{ability}'"
             raise InputError(Problem(self.name, what))
 
-    def _requests(self, prompts: Sequence[Prompt], max_tokens: int) -> list[Request]:
-        """Give the ids of each prompt: a conversation's are what its template makes of it."""
-        assert self.family.prompt is not None, "as it said"
-        assert self.family.needed is not None, "as it said"
-        texts = [self._text(prompt) for prompt in prompts]
-        requests = []
-        for prompt, text, ids in zip(prompts, texts, self.loaded.encode(texts), strict=True):
-            whole = self.family.prompt(self.loaded, ids) if isinstance(prompt, str) else ids
-            needed = self.family.needed(len(whole), max_tokens)
-            self.loaded.check_length(needed, "a prompt and its new tokens")
-            requests.append(Request(text, whole))
-        return requests
-
     def _text(self, prompt: Prompt) -> str:
         if isinstance(prompt, str):
             return prompt
@@ -153,11 +185,35 @@ class LocalModel:
         self._used(len(texts), sum(row.tokens for row in rows), 0, began)
         return found
 
+    def _traced(
+        self, texts: Sequence[str], firsts: Sequence[int], stride: int | None
+    ) -> list[Trace]:
+        """Trace whole texts; what was asked for begins at the tokens of index `firsts`."""
+        self._need("rolling")
+        assert self.family.texts is not None, "as it said"
+        if self.family is not CAUSAL:
+            raise InputError(Problem(self.name, f"{self.family.what} has no order of tokens"))
+        began, loaded = time.perf_counter(), self.loaded
+        rows = list(self.family.texts(loaded, texts, stride))
+        found: dict[int, TokenScores] = {}
+        logits = partial(self.family.logits, loaded)
+        for row, chosen, greedy in scored_tokens(rows, logits, loaded.vocabulary):
+            found[id(row)] = chosen.tolist(), greedy.tolist()
+        parts: list[list[TokenScores]] = [[] for _ in texts]
+        for row in rows:
+            parts[row.index] += [found[id(row)]] if row.targets else []
+        encoded = loaded.tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        self._used(len(texts), sum(row.tokens for row in rows), 0, began)
+        return [
+            joined([start for start, _ in one.offsets], part, first, text)
+            for one, part, first, text in zip(encoded, parts, firsts, texts, strict=True)
+        ]
+
     def _used(self, requests: int, read: int, generated: int, began: float) -> None:
         self.usage += Usage(requests, read, generated, time.perf_counter() - began)
 
 
-def _spaces_moved(context: str, continuation: str) -> tuple[str, str]:
+def spaces_moved(context: str, continuation: str) -> tuple[str, str]:
     """Move the spaces that end a context to its continuation, as tokenizers need."""
     kept = context.rstrip(" ")
     return kept, context[len(kept) :] + continuation

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from mergepipe.model import Score
 
-__all__ = ["BATCH_ROWS", "Row", "batches", "score"]
+__all__ = ["BATCH_LOGITS", "BATCH_ROWS", "Row", "batches", "score", "scored_tokens"]
 
 BATCH_ROWS = 64
-_BATCH_LOGITS = 1 << 27  # entries: 512 MB in fp32, whatever the size of the vocabulary
+BATCH_LOGITS = 1 << 27  # entries: 512 MB in fp32, whatever the size of the vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,19 +44,31 @@ def score(
 ) -> list[Score]:
     """Sum up what the rows say of the scored texts; log-softmax in fp32, sums in fp64."""
     logprobs, tokens, greedy = [0.0] * len(texts), [0] * len(texts), [True] * len(texts)
-    asked = [row for row in rows if row.targets]
-    for batch in batches(asked, _BATCH_LOGITS // vocabulary):
-        with torch.inference_mode():
-            for row, logits in zip(batch, logits_of(batch), strict=True):
-                count = len(row.targets)
-                scores = logits[row.at : row.at + count].float().log_softmax(-1)
-                targets = torch.tensor(row.targets, device=logits.device)
-                chosen = scores.gather(-1, targets[:, None])
-                logprobs[row.index] += chosen.double().sum().item()
-                tokens[row.index] += count
-                greedy[row.index] &= bool((scores.argmax(-1) == targets).all())
+    for row, chosen, likeliest in scored_tokens(rows, logits_of, vocabulary):
+        logprobs[row.index] += chosen.double().sum().item()
+        tokens[row.index] += len(row.targets)
+        greedy[row.index] &= bool(likeliest.all())
     sizes = [len(text.encode()) for text in texts]
     return [Score(*values) for values in zip(logprobs, tokens, sizes, greedy, strict=True)]
+
+
+def scored_tokens(
+    rows: Iterable[Row], logits_of: Callable[[Sequence[Row]], Tensor], vocabulary: int
+) -> Iterator[tuple[Row, Tensor, Tensor]]:
+    """Give ln p of the tokens that each row asks for, fp32, and whether each was the likeliest.
+
+    Rows come in another order than they were given.
+    """
+    asked = [row for row in rows if row.targets]
+    for batch in batches(asked, BATCH_LOGITS // vocabulary):
+        found = []
+        with torch.inference_mode():
+            for row, logits in zip(batch, logits_of(batch), strict=True):
+                scores = logits[row.at : row.at + len(row.targets)].float().log_softmax(-1)
+                targets = torch.tensor(row.targets, device=logits.device)
+                chosen = scores.gather(-1, targets[:, None])[:, 0]
+                found.append((row, chosen, scores.argmax(-1) == targets))
+        yield from found
 
 
 def batches(rows: Iterable[Row], room: int) -> Iterator[list[Row]]:

@@ -14,7 +14,7 @@ from mergepipe.model import Generation
 from mergepipe.model.loaded import Family, Loaded
 from mergepipe.model.rows import BATCH_ROWS
 
-__all__ = ["Request", "write"]
+__all__ = ["Limits", "Request", "ended", "sampler", "write"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,9 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class _Limits:
+class Limits:
+    """Where a text ends: at a stop string, or after so many tokens."""
+
     stop: Sequence[str]
     tokens: int
 
@@ -48,9 +50,9 @@ def write(
     for start in range(0, len(order), BATCH_ROWS):
         rows = order[start : start + BATCH_ROWS]
         batch = [requests[i] for i in rows]
-        draws = [_sampler([one.text for one in batch], temperature, seed)] if temperature else []
+        draws = [sampler([one.text for one in batch], temperature, seed)] if temperature else []
         begun = family.begin(loaded, [one.ids for one in batch])
-        texts = _continue(loaded, begun, _Limits(stop, max_tokens), draws)
+        texts = _continue(loaded, begun, Limits(stop, max_tokens), draws)
         written |= zip(rows, texts, strict=True)
     return [written[i] for i in range(len(requests))]
 
@@ -58,7 +60,7 @@ def write(
 def _continue(
     loaded: Loaded,
     begun: tuple[Mapping[str, Any], int],
-    limits: _Limits,
+    limits: Limits,
     draws: list[Callable[[Tensor, Tensor], Tensor]],
 ) -> list[Generation]:
     inputs, first = begun
@@ -67,7 +69,7 @@ def _continue(
 
     def finished(sequences: Tensor, *_: object, **__: object) -> Tensor:
         for i, row in enumerate(sequences[:, first:].tolist()):
-            text = _ended(loaded, row, limits) if i not in texts else None
+            text = ended(loaded, row, limits) if i not in texts else None
             if text is not None:
                 texts[i] = text
         return torch.tensor([i in texts for i in range(count)], device=sequences.device)
@@ -83,7 +85,7 @@ def _continue(
     return [texts[i] for i in range(count)]
 
 
-def _ended(loaded: Loaded, ids: list[int], limits: _Limits) -> Generation | None:
+def ended(loaded: Loaded, ids: list[int], limits: Limits) -> Generation | None:
     """Give what was written up to EOS or a stop string; None if it goes on."""
     at_end = ids[-1] in loaded.special.ends
     text: str = loaded.tokenizer.decode(ids[:-1] if at_end else ids, skip_special_tokens=False)
@@ -93,7 +95,7 @@ def _ended(loaded: Loaded, ids: list[int], limits: _Limits) -> Generation | None
     return Generation(text[: min(cuts, default=len(text))], len(ids))
 
 
-def _sampler(
+def sampler(
     prompts: Sequence[str], temperature: float, seed: int
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Logits whose argmax is a draw at `temperature`: logits / T - ln E, E ~ Exp(1) (Gumbel-max).

@@ -1,23 +1,41 @@
-"""Models behind a server, as the command line names them: `api:URL?option=value#MODEL`.
+"""Models behind a server, as recipes name them (`beside:`) and the command line.
 
-Who types an address trusts it with requests. A key goes there only where `key_env` names it, or
-the environment binds it to that host (`OPENAI_BASE_URL`).
+The command line's are `api:URL?option=value#MODEL`. Who types an address trusts it with requests,
+and a key goes there where `key_env` names it, or the environment binds it to that host
+(`OPENAI_BASE_URL`). A recipe's may be anybody's: the environment alone says what it may do.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import BaseModel, Field, ValidationError
 
-from mergepipe.errors import Problems, did_you_mean, printable
+from mergepipe.errors import (
+    EnvironmentFault,
+    InputError,
+    Problem,
+    Problems,
+    did_you_mean,
+    printable,
+)
 from mergepipe.model import Model
+from mergepipe.recipe import ServedSpec
 
-__all__ = ["PREFIX", "Addressed", "api_model_of", "read_address"]
+__all__ = [
+    "PREFIX",
+    "Addressed",
+    "api_model_of",
+    "check_served",
+    "read_address",
+    "served_model",
+]
 
 PREFIX = "api:"
 _FORM = "write api:https://HOST/v1#MODEL, with options as in ?kind=chat&max_length=2048"
@@ -104,3 +122,57 @@ def _bound_key(base_url: str) -> str | None:
     bound = os.environ.get("OPENAI_BASE_URL", _OPENAI)
     same = urlsplit(bound).netloc == urlsplit(base_url).netloc
     return "OPENAI_API_KEY" if same else None
+
+
+def check_served(specs: Iterable[ServedSpec], problems: Problems) -> None:
+    """Find out before any work whether a recipe's servers may be asked, and given their keys.
+
+    Raises
+    ------
+    EnvironmentFault
+        if the package that asks them is not installed.
+
+    """
+    from mergepipe.model.api_address import checked_address, default_url
+
+    for spec in specs:
+        fields = spec.fields
+        try:
+            checked_address(fields.base_url or default_url(fields.key_env), fields.key_env).key()
+        except InputError as error:
+            for one in error.problems:
+                problems.add(spec.place, f"{one.where}: {one.what}", one.fix)
+        if find_spec("openai") is None:
+            what = "needs the package openai, which is not installed"
+            raise EnvironmentFault(Problem(spec.place, what, "pip install 'mergepipe[api]'"))
+
+
+def served_model(spec: ServedSpec, label: str) -> Model:
+    """Give a model of `beside:`; nothing is sent yet.
+
+    Raises
+    ------
+    InputError, EnvironmentFault
+        as `mergepipe.model.api.api_model`.
+
+    """
+    from tokenizers import Tokenizer
+
+    from mergepipe.model.api import Budget, Prices, api_model
+    from mergepipe.model.api_address import default_url
+
+    fields, folder = spec.fields, spec.tokenizer
+    prices, budget = fields.prices, fields.budget
+    return api_model(
+        fields.base_url or default_url(fields.key_env),
+        fields.model,
+        name=label,
+        key_env=fields.key_env,
+        kind=fields.kind,
+        prefix=fields.prefix,
+        tokenizer=Tokenizer.from_file(str(folder / "tokenizer.json")) if folder else None,
+        max_length=fields.max_length,
+        served_as=fields.served_as,
+        prices=None if prices is None else Prices(prices.prompt, prices.generated),
+        budget=None if budget is None else Budget(budget.requests, budget.tokens, budget.usd),
+    )

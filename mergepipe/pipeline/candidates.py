@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from mergepipe.errors import EnvironmentFault, MergepipeError, Problems
@@ -20,12 +21,16 @@ from mergepipe.evaluate import (
 )
 from mergepipe.execute import Resources
 from mergepipe.model import Model
+from mergepipe.pipeline.adapter_serving import prepare_served
+from mergepipe.pipeline.ensembles import Members, answers_file, prepare_ensemble
 from mergepipe.pipeline.live import LiveModels
 from mergepipe.pipeline.preparing import prepare_document, replanned
 from mergepipe.pipeline.remote import prepare_remote, remote_input
 from mergepipe.pipeline.scoring import input_model
 from mergepipe.plugins import load_plugins
 from mergepipe.recipe import Document
+from mergepipe.recipe.adapter_server import has_adapter_server
+from mergepipe.recipe.ensembles import is_ensemble, read_ensemble
 from mergepipe.search.pool import Answer, Job, Scorer
 from mergepipe.search.remote import is_remote, remote_candidate
 from mergepipe.search.space import read_space
@@ -44,6 +49,7 @@ class Setting:
     plugins: tuple[Path, ...]
     allowed: frozenset[str]
     cache: Path | None
+    target: Path | None = None
 
 
 def candidate_scorer(setting: Setting) -> Scorer:
@@ -61,6 +67,9 @@ class _Candidates:
         problems, document = Problems(), setting.document
         resources = setting.resources
         prepare = prepare_remote if is_remote(document) else prepare_document
+        prepare = prepare_ensemble if is_ensemble(document) else prepare
+        if has_adapter_server(document):
+            prepare = partial(prepare_served, out=setting.target)
         self._prepared = prepare(
             document, problems, resources=resources, plugins=load_plugins(setting.plugins)
         )
@@ -69,7 +78,10 @@ class _Candidates:
         found = self._prepared.evaluations
         self._evaluations = tuple(one for one in found if one.name in setting.names)
         refuse_unallowed(self._evaluations, setting.allowed)
-        self._room = LiveModels(resources, device=resources.device or "cpu")
+        self._room = LiveModels(resources)
+        self._members: Members | None = None
+        if self._prepared.ensemble is not None:
+            self._members = Members(self._prepared, answers_file(setting.cache))
         self._setting = setting
         self._open = ExitStack()  # closed with the process
         self._cache: Cache | None = None
@@ -98,15 +110,27 @@ class _Candidates:
 
     def _candidate(self, job: Job) -> Model:
         filled, service = self._space.filled(job.values), self._prepared.service
+        if self._members is not None:
+            problems = Problems()
+            spec = read_ensemble(filled, problems)
+            problems.raise_any()
+            assert spec is not None, "an ensemble without problems"
+            return self._members.mixture(spec)
         if service is not None:
             return remote_candidate(service, filled)
+        if self._prepared.compositions is not None:
+            return self._prepared.compositions.candidate(filled)
         candidate = replanned(self._prepared, filled)
         return self._room.merged(candidate, candidate.plans[-1])
 
     def _input(self, label: str) -> Model:
+        if self._members is not None:
+            return self._members.named(label)
         service = self._prepared.service
         if service is not None:
             return remote_input(service, label)
+        if self._prepared.compositions is not None:
+            return self._prepared.compositions.alone(label)
         return input_model(self._prepared, label)
 
     def _scored(self, model: Model, job: Job) -> tuple[tuple[ScoreRow, ...], str, str, bool]:

@@ -57,18 +57,19 @@ class LiveModels:
     """Room in memory for one merge after the other; only tensors that change are made again.
 
     A model that it gave must not be asked any more once the next one is begun: both have the same
-    memory as their parameters.
+    memory as their parameters. They are asked where, and in what dtype, the resources say.
     """
 
     def __init__(
-        self, resources: Resources, *, dtype: str = "float32", device: str = "cpu"
+        self, resources: Resources, *, dtype: str | None = None, device: str | None = None
     ) -> None:
         import torch
 
         from mergepipe.execute.memory import TensorSink
 
-        self._resources, self._dtype, self._device = resources, dtype, device
-        self._sink = TensorSink(getattr(torch, dtype))
+        self._resources, self._dtype = resources, dtype or resources.score_dtype
+        self._device = device or resources.device or "cpu"
+        self._sink = TensorSink(getattr(torch, self._dtype))
         self._made: Mapping[str, str] = {}  # tensors in the sink -> all that they depend on
         self._latest: _Latest | None = None
 
@@ -165,10 +166,11 @@ class LiveModels:
     def _renewed(self, latest: _Latest, name: str, digests: Mapping[str, str]) -> LocalModel:
         """Give the model before, whose weights are new, as another."""
         from mergepipe.model import Usage
-        from mergepipe.model.fingerprint import fingerprint_beside
+        from mergepipe.model.fingerprint import fingerprint_beside, precision_of
 
         self._latest = latest
-        fingerprint = fingerprint_beside(latest.known, self._dtype, dict(digests))
+        precision = precision_of(self._dtype, self._device)
+        fingerprint = fingerprint_beside(latest.known, precision, dict(digests))
         return replace(latest.model, name=name, fingerprint=fingerprint, usage=Usage())
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from mergepipe.checkpoint import Checkpoint, ModelSource
+from mergepipe.dialect import with_preset
 from mergepipe.errors import InputError, Problem, Problems
 from mergepipe.execute import Budget, Resources
-from mergepipe.pipeline.mixing import prepare_file
+from mergepipe.pipeline.adapter_serving import prepare_served
+from mergepipe.pipeline.mixing import prepare_file as prepare_here
 from mergepipe.pipeline.preparing import Prepared, find_evaluations, named_target, settled
 from mergepipe.plugins import load_plugins
-from mergepipe.recipe import Document, override, parse, read_document
+from mergepipe.recipe import Document, has_several, override, parse, read_document
+from mergepipe.recipe.adapter_server import has_adapter_server
 from mergepipe.search.remote import (
     RemoteModel,
     RemotePool,
@@ -24,32 +28,42 @@ from mergepipe.search.remote import (
 )
 from mergepipe.search.space import untuned
 
-__all__ = ["prepare_remote", "prepare_search", "remote_input"]
+__all__ = ["prepare_file", "prepare_remote", "remote_input"]
 
 
-def prepare_search(
+def prepare_file(
     file: Path,
     *,
     settings: Sequence[str] = (),
     out: Path | None = None,
     resources: Resources | None = None,
+    local_files_only: bool = False,
     plugins: Sequence[Path] = (),
     compat: str | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Prepared:
-    """Prepare a recipe to be searched, here or on the service that it names: see `prepare_file`."""
-    if file.is_file():
+    """Prepare what a file says, to be done here (see `mixing.prepare_file`) or on a service."""
+    if os.path.isfile(file) and not has_several(file):  # noqa: PTH113 (which never raises)
         document = override(read_document(file), settings)
         if is_remote(document):
-            digests = load_plugins(plugins)
-            return prepare_remote(
-                document, Problems(), out=out, resources=resources, plugins=digests
+            digests, problems = load_plugins(plugins), Problems()
+            document = with_preset(document, problems)
+            return prepare_remote(document, problems, out=out, resources=resources, plugins=digests)
+        if has_adapter_server(document):
+            return prepare_served(
+                with_preset(document, problems := Problems()),
+                problems,
+                out=out,
+                resources=resources,
+                plugins=load_plugins(plugins),
+                local_files_only=local_files_only,
             )
-    return prepare_file(
+    return prepare_here(
         file,
         settings=settings,
         out=out,
         resources=resources,
+        local_files_only=local_files_only,
         plugins=plugins,
         compat=compat,
         tell=tell,
@@ -80,6 +94,9 @@ def prepare_remote(
     assert named is not None, "a recipe for a service without problems"
     local = local_form(document)
     recipe = parse(untuned(local, problems), problems)
+    if recipe is not None and recipe.search is None:
+        what = "weights stay with a service, so its recipes are searched, and not merged here"
+        problems.add(document.where(("service",)), what, "add a `search:` section")
     specs = () if recipe is None else recipe.evaluations
     evaluations = find_evaluations(specs, document.folder, problems)
     problems.raise_any()

@@ -7,29 +7,38 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mergepipe.checkpoint import depth_of
-from mergepipe.errors import InputError, Problem, Problems
+from mergepipe.errors import InputError, Problem
+from mergepipe.pipeline.adapter_serving import server_session
 from mergepipe.pipeline.candidates import Setting, candidate_scorer
+from mergepipe.pipeline.ensembles import UNIFORM
 from mergepipe.pipeline.preparing import Prepared
 from mergepipe.pipeline.search_setup import absolute, setup_of
-from mergepipe.recipe import Document, SearchSpec, parse
+from mergepipe.pipeline.search_space import batch_of, searched_space
+from mergepipe.recipe import SearchSpec
 from mergepipe.search.finals import finalists_of, judge, scored_inputs
 from mergepipe.search.loop import Loop, Rules, best_of
 from mergepipe.search.objective import Objective, with_best
-from mergepipe.search.optimizer import Nevergrad, batch_size
-from mergepipe.search.outputs import recipe_text, trials_csv, trials_json, write_text
+from mergepipe.search.optimizer import Nevergrad
+from mergepipe.search.outputs import recipe_text, write_folder, write_text, write_trials
+from mergepipe.search.plots import svg_files
 from mergepipe.search.pool import Pool
-from mergepipe.search.remote import local_form
-from mergepipe.search.space import Choice, Gene, Space, Value, read_space
-from mergepipe.search.study import Study, Trial, open_study
+from mergepipe.search.space import Gene
+from mergepipe.search.study import Study, Trial, open_study, shown_storage
 from mergepipe.search.verdict import Verdict
 from mergepipe.write import check_target, disk_faults
 
-__all__ = ["BEST_FILE", "TRIALS_FILE", "Searched", "Searching", "search", "search_folder"]
+__all__ = [
+    "BEST_FILE",
+    "TRIALS_FILE",
+    "Searched",
+    "Searching",
+    "search",
+    "search_folder",
+]
 
 BEST_FILE = "best.yaml"
 TRIALS_FILE = "trials.db"
@@ -45,7 +54,8 @@ class Searching:
 
     workers: int | None = None  # default: one per core, if that many models fit in memory
     overwrite: bool = False  # the output may be there already
-    storage: str | None = None  # an SQLAlchemy URL; default: an SQLite file in the folder
+    # An SQLAlchemy URL, which may hold a password; default: an SQLite file in the folder.
+    storage: str | None = field(default=None, repr=False)
     plugins: tuple[Path, ...] = ()
     allowed: frozenset[str] = frozenset()
     cache: Path | None = None
@@ -95,7 +105,7 @@ def search(prepared: Prepared, how: Searching) -> Searched:
 
     """
     run = _Search(prepared, how)
-    with _locked(run.folder):
+    with _locked(run.folder), server_session(prepared, how.tell):
         return run.run()
 
 
@@ -114,10 +124,12 @@ class _Search:
         check_target(prepared.target, overwrite=how.overwrite)
         self.prepared, self.how = prepared, how
         self.spec, self.document = spec, document
-        self.space, self.layers = _space(prepared, document)
+        self.space, self.layers = searched_space(prepared, document)
         self.evaluations = [one for one in prepared.evaluations if one.name in spec.weights]
         self.folder = search_folder(prepared.target)
-        self.workers = how.workers or _fitting(prepared)
+        # An ensemble's members are asked once, by one worker: candidates are arithmetic then.
+        one = prepared.ensemble is not None
+        self.workers = 1 if one else how.workers or _fitting(prepared)
         self.warnings: list[str] = []
         self.trials: list[Trial] = []
 
@@ -125,7 +137,7 @@ class _Search:
         """Search, judge, and write what was found."""
         fields = self.spec.fields
         objective = _objective(self.spec)
-        batch = fields.batch or batch_size(fields.optimizer, len(self.space.genes))
+        batch = batch_of(self.spec, self.space)
         study = self._study(objective)
         kept = study.agree(setup_of(self.prepared, self.spec, self.space, self.evaluations, batch))
         optimizer = Nevergrad(
@@ -155,6 +167,7 @@ class _Search:
                 tuple(self.prepared.checkpoints),
                 is_split=self._is_split(),
                 most=fields.finalists,
+                **self._baselines(),
             )
         except KeyboardInterrupt as stop:
             raise KeyboardInterrupt(self._kept()) from stop
@@ -167,13 +180,13 @@ class _Search:
     def _study(self, objective: Objective) -> Study:
         with disk_faults(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        storage = self.how.storage or f"sqlite:///{(self.folder / TRIALS_FILE).resolve()}"
+        named, file = self.how.storage, self.folder / TRIALS_FILE
         return open_study(
-            storage,
+            f"sqlite:///{file.resolve()}" if named is None else named,
             self.folder.name,
             self.space.genes,
             objectives=len(objective.names),
-            where=self.how.storage or str(self.folder / TRIALS_FILE),
+            where=str(file) if named is None else shown_storage(named),
         )
 
     def _pool(self) -> Pool:
@@ -185,6 +198,7 @@ class _Search:
             plugins=self.how.plugins,
             allowed=self.how.allowed,
             cache=self.how.cache,
+            target=self.prepared.target,
         )
         return Pool(
             candidate_scorer,
@@ -211,6 +225,12 @@ class _Search:
             return objective
         inputs = scored_inputs(pool.run, tuple(self.prepared.checkpoints), "search")
         return with_best(objective, list(inputs.values()))
+
+    def _baselines(self) -> Any:
+        """Give what the winner is held against, beside the best input."""
+        if self.prepared.ensemble is None:
+            return {}
+        return {"untuned": "the untuned mixture", "also": (UNIFORM,)}
 
     def _items(self) -> int:
         """Give how many items the largest evaluation is known to have."""
@@ -254,16 +274,21 @@ class _Search:
             tuple(self.warnings),
         )
         with disk_faults(self.folder):
-            write_text(self.folder / "trials.csv", trials_csv(genes, objective.names, trials))
-            write_text(self.folder / "trials.json", trials_json(genes, objective.names, trials))
             text = json.dumps(verdict.plain(), indent=1) + "\n"
             write_text(self.folder / "verdict.json", text)
             write_text(searched.best, self._recipe(winner, len(trials)))
+            write_trials(self.folder, "trials", genes, objective.names, trials)
+            plots = svg_files(genes, objective.names, trials)
+            write_folder(self.folder / "plots", plots)
             if objective.is_front:
-                (self.folder / "front").mkdir(exist_ok=True)
-                for one in searched.finalists:
-                    file = self.folder / "front" / f"{one.number:05d}.yaml"
-                    write_text(file, self._recipe(one, len(trials)))
+                recipes = {
+                    f"{one.number:05d}.yaml": self._recipe(one, len(trials))
+                    for one in searched.finalists
+                }
+                write_folder(self.folder / "front", recipes)
+                write_trials(
+                    self.folder / "front", "front", genes, objective.names, searched.finalists
+                )
         return searched
 
     def _recipe(self, trial: Trial, count: int) -> str:
@@ -277,20 +302,6 @@ class _Search:
         return recipe_text(data, comment)
 
 
-def _space(prepared: Prepared, document: Document) -> tuple[Space, int | None]:
-    """Give the space, checked: its bounds and choices must each make a recipe."""
-    layers, problems = _layers(prepared), Problems()
-    space = read_space(document, layers, problems)
-    problems.raise_any()
-    for values in _corners(space):
-        found = Problems()
-        parse(local_form(space.filled(values)), found)
-        for one in found.found:
-            problems.add(one.where, f"not all of the range can be used: {one.what}", one.fix)
-    problems.raise_any()
-    return space, layers
-
-
 def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
@@ -299,32 +310,11 @@ def _cores() -> int:
 
 def _fitting(prepared: Prepared) -> int:
     """Give how many workers there may be: each holds the model as fp32, and buffers beside."""
-    if prepared.resources.device is not None or prepared.service is not None:
+    if prepared.resources.device is not None or not prepared.plans:
         return 1
     model_bytes = 4 * sum(step.numel for step in prepared.plans[-1].steps)
     memory = prepared.resources.max_memory or 0  # a quarter of what is free
     return max(1, min(_cores(), 2 * memory // max(1, 2 * model_bytes)))
-
-
-def _layers(prepared: Prepared) -> int | None:
-    if prepared.service is not None:
-        return prepared.service.layers
-    plan = prepared.plans[-1]
-    return depth_of(plan.donor.config) if plan.layers is None else len(plan.layers)
-
-
-def _corners(space: Space) -> Iterator[tuple[Value, ...]]:
-    """Give all lows, all highs, and each choice of any place once."""
-    most = max(len(one.values) if isinstance(one, Choice) else 2 for one in space.genes)
-    for at in range(most):
-        yield tuple(_corner(gene, at) for gene in space.genes)
-
-
-def _corner(gene: Gene, at: int) -> Value:
-    if isinstance(gene, Choice):
-        return gene.values[at % len(gene.values)]
-    value = gene.high if at % 2 else gene.low
-    return round(value) if gene.is_int else value
 
 
 def _objective(spec: SearchSpec) -> Objective:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from mergepipe.errors import Problems, did_you_mean
 from mergepipe.recipe.document import Document, FieldPath
 
-__all__ = ["HalvingFields", "SearchFields", "SearchSpec", "read_search"]
+__all__ = ["GenomeFields", "HalvingFields", "SearchFields", "SearchSpec", "read_search"]
 
 
 def _as_weights(value: object) -> object:
@@ -56,9 +56,24 @@ class HalvingFields(Fields):
     keep: float = Field(0.5, gt=0, lt=1, description="the share that goes on to 1/keep times more")
 
 
+class GenomeFields(Fields):
+    """What `preset: mergekit-evolve` gives a gene each, in that tool's words."""
+
+    layer_granularity: int = Field(0, ge=0, description="layers of a group; 0: all are one")
+    filters: list[Annotated[str, Field(min_length=1)]] = Field(
+        [], description="parts of tensor names that get genes of their own"
+    )
+    smooth: bool = Field(False, description="gradients through the groups' values, not steps")
+    allow_negative_weights: bool = False
+
+
 class SearchFields(Fields):
     """Numbers and choices of the recipe that are tuned: those that hold `{search: ...}`."""
 
+    preset: Literal["lorahub", "mergekit-evolve"] | None = Field(
+        None, description="searches what that tool does, unless the recipe gives it a value"
+    )
+    genome: GenomeFields | None = None
     optimizer: str = Field("NGOpt", min_length=1, description="one of nevergrad's, by name")
     budget: int = Field(100, ge=1, le=1_000_000, description="candidates in all")
     objective: Weights | None = Field(
@@ -118,6 +133,9 @@ def read_search(
         problems.add(
             document.where(path), "a search needs something to score on", "give `evaluate`"
         )
+    if fields.genome is not None and fields.preset != "mergekit-evolve":
+        what = "is for `preset: mergekit-evolve`"
+        problems.add(document.where((*path, "genome")), what, "name it, or leave `genome` out")
     said = {
         key: weights
         for key, weights in (

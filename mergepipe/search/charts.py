@@ -50,8 +50,9 @@ class Dot:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A picture: axes, lines, dots."""
+    """A picture: axes, lines, dots; `kind` and the loss's place say which."""
 
+    kind: str
     title: str
     x: Axis
     y: Axis
@@ -121,7 +122,9 @@ def _history(name: str, at: int, trials: Sequence[Trial]) -> Chart:
         for trial, loss, least in zip(trials, losses, best, strict=True)
     )
     x = _axis("trial", [float(trial.number) for trial in trials])
-    return Chart(f"history of {name}", x, _axis(name, losses), (Line(tuple(steps)),), dots)
+    return Chart(
+        "history", f"history of {name}", x, _axis(name, losses), (Line(tuple(steps)),), dots
+    )
 
 
 def _importance(genes: Sequence[Gene], name: str, at: int, trials: Sequence[Trial]) -> Chart:
@@ -131,7 +134,7 @@ def _importance(genes: Sequence[Gene], name: str, at: int, trials: Sequence[Tria
     ticks = tuple((-float(row), _short(genes[i].name)) for row, i in enumerate(order))
     y = Axis("", -len(order) + 0.5, 0.5, ticks)
     x = Axis("rank correlation, 0 to 1", 0, 1, ((0, "0"), (0.5, "0.5"), (1, "1")))
-    return Chart(f"what goes with {name}", x, y, lines)
+    return Chart("importance", f"what goes with {name}", x, y, lines)
 
 
 def _parallel(genes: Sequence[Gene], name: str, trials: Sequence[Trial]) -> Chart:
@@ -150,7 +153,7 @@ def _parallel(genes: Sequence[Gene], name: str, trials: Sequence[Trial]) -> Char
     ticks = tuple((float(i), _short(gene.name)) for i, gene in enumerate(genes[:_MOST_BARS]))
     x = Axis("", -0.2, count - 0.8, ticks)
     y = Axis("place in its range", 0, 1, ((0, "low"), (1, "high")))
-    return Chart(f"values; the darker, the smaller {name}", x, y, tuple(lines))
+    return Chart("parallel", f"values; the darker, the smaller {name}", x, y, tuple(lines))
 
 
 def _share(gene: Gene, value: Value) -> float:
@@ -172,7 +175,7 @@ def _front(names: Sequence[str], trials: Sequence[Trial]) -> Chart:
     line = Line(tuple((one.losses[0], one.losses[1]) for one in front), shade=0.5)
     x = _axis(names[0], [one.losses[0] for one in trials])
     y = _axis(names[1], [one.losses[1] for one in trials])
-    return Chart(f"{names[0]} against {names[1]}", x, y, (line,), dots)
+    return Chart("front", f"{names[0]} against {names[1]}", x, y, (line,), dots)
 
 
 def _axis(label: str, values: Sequence[float]) -> Axis:

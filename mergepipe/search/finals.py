@@ -56,15 +56,19 @@ def judge(
     *,
     is_split: bool,
     most: int,
+    untuned: str = "the untuned merge",
+    also: Sequence[str] = (),
 ) -> Verdict | None:
     """Choose the winner on held-out items and compare it; None if no trial is complete.
 
-    Without parts (`is_split`) the items that were searched on are all there is.
+    Without parts (`is_split`) the items that were searched on are all there is. The first trial is
+    called `untuned`; the winner is compared with the best of the inputs `labels`, and with each
+    input of `also`.
     """
     finalists = finalists_of(objective, trials, most)
     if not finalists:
         return None
-    return _Judge(evaluate, objective, is_split).verdict(finalists, trials, labels)
+    return _Judge(evaluate, objective, is_split, untuned, also).verdict(finalists, trials, labels)
 
 
 @dataclass
@@ -72,6 +76,8 @@ class _Judge:
     evaluate: Evaluate
     objective: Objective
     is_split: bool
+    untuned: str
+    also: Sequence[str]
 
     def verdict(
         self, finalists: Sequence[Trial], trials: Sequence[Trial], labels: Sequence[str]
@@ -88,10 +94,11 @@ class _Judge:
         gap = None
         if start is not None:
             other = self._rows([start.values], reported)[0]
-            gains += self._gains(final, other, "the untuned merge", reported)
+            gains += self._gains(final, other, self.untuned, reported)
             gap = self._gap(winner, start) if self.is_split else None
-        other = scored_inputs(self.evaluate, [best_input], reported)[best_input]
-        gains += self._gains(final, other, best_input, reported)
+        others = scored_inputs(self.evaluate, [best_input, *self.also], reported)
+        for label, other in others.items():
+            gains += self._gains(final, other, label, reported)
         part = reported if self.is_split else None
         verdict = Verdict(winner.number, part, tuple(gains), best_input)
         if gap is not None:

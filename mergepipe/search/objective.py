@@ -70,7 +70,17 @@ class Objective:
         return sum(parts) / sum(self.weights.values())
 
     def loss(self, name: str, value: F, row: ScoreRow) -> F:
-        """Give the loss of one evaluation with this value, or these."""
+        """Give the loss of one evaluation with this value, or these.
+
+        Raises
+        ------
+        InputError
+            if it measures what is better neither way.
+
+        """
+        if row.higher_is_better is None:
+            what = f"'{name}' describes a model: neither more nor less of it is better"
+            raise InputError(Problem("search", what, "leave it out of `objective`"))
         if not self.is_relative:
             return -value if row.higher_is_better else value
         best = self.best[name]

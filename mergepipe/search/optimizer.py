@@ -16,7 +16,7 @@ __all__ = ["DEFAULT", "Nevergrad", "Optimizer", "batch_size"]
 
 DEFAULT = "NGOpt"
 _LEAST_BATCH = 4
-_SIGMA = 6  # a normal step is this fraction of the range
+_SIGMA = 6  # a first step is the range over this, unless the gene says its own
 
 
 class Optimizer(Protocol):
@@ -84,9 +84,11 @@ class Nevergrad:
             warnings.simplefilter("ignore")
             candidate = self._optimizer.ask()
         self._asked.append(candidate)
-        return tuple(
-            _plain(gene, value) for gene, value in zip(self._genes, candidate.value, strict=True)
-        )
+        return self.plain(candidate.value)
+
+    def plain(self, asked: Sequence[Any]) -> tuple[Value, ...]:
+        """Give the values that what nevergrad asks for stands for."""
+        return tuple(_plain(gene, value) for gene, value in zip(self._genes, asked, strict=True))
 
     def tell(self, losses: Sequence[float]) -> None:
         """See `Optimizer`."""
@@ -102,7 +104,8 @@ def _plain(gene: Gene, value: Any) -> Value:
     if isinstance(gene, Choice):
         chosen: Value = value
         return chosen
-    inside = min(max(float(value), gene.low), gene.high)
+    found = abs(float(value)) if gene.is_clipped and gene.low >= 0 else float(value)
+    inside = min(max(found, gene.low), gene.high)
     return round(inside) if gene.is_int else inside
 
 
@@ -112,6 +115,7 @@ def _parameter(p: Any, gene: Gene) -> Any:
     if gene.is_log:
         found = p.Log(init=gene.start, lower=gene.low, upper=gene.high)
     else:
-        found = p.Scalar(init=gene.start, lower=gene.low, upper=gene.high)
-        found = found.set_mutation(sigma=(gene.high - gene.low) / _SIGMA)
+        bounds = {} if gene.is_clipped else {"lower": gene.low, "upper": gene.high}
+        found = p.Scalar(init=gene.start, **bounds)
+        found = found.set_mutation(sigma=gene.sigma or (gene.high - gene.low) / _SIGMA)
     return found.set_integer_casting() if gene.is_int else found

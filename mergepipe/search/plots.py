@@ -1,9 +1,10 @@
-"""The trials of a search drawn: a page that asks for nothing else, or a PNG by matplotlib."""
+"""The trials of a search drawn: SVGs, a page of them that asks for nothing else, or a PNG."""
 
 from __future__ import annotations
 
 import io
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from html import escape
 from importlib.util import find_spec
@@ -16,22 +17,24 @@ from mergepipe.search.space import Gene
 from mergepipe.search.study import Trial
 from mergepipe.write import disk_faults
 
-__all__ = ["draw", "plot_file"]
+__all__ = ["draw", "plot_file", "svg_files"]
 
 _WIDTH, _HEIGHT, _LEFT, _BELOW, _ABOVE = 460, 300, 130, 60, 12
+_CAPTION = 24
 _INK, _STRONG = "#30588c", "#c2410c"
-_HEAD = """\
+_TEXT = "svg text { font: 11px sans-serif; fill: #222; }"
+_HEAD = f"""\
 <!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
 <title>mergepipe search</title>
 <style>
-body { font: 14px sans-serif; margin: 2em; color: #222; background: #fff; }
-main { display: flex; flex-wrap: wrap; gap: 2em; }
-figure { margin: 0; }
-figcaption { font-weight: bold; margin-bottom: .5em; }
-svg text { font: 11px sans-serif; fill: #222; }
+body {{ font: 14px sans-serif; margin: 2em; color: #222; background: #fff; }}
+main {{ display: flex; flex-wrap: wrap; gap: 2em; }}
+figure {{ margin: 0; }}
+figcaption {{ font-weight: bold; margin-bottom: .5em; }}
+{_TEXT}
 </style>
 """
 
@@ -69,6 +72,35 @@ def draw(file: Path, genes: Sequence[Gene], names: Sequence[str], trials: Sequen
         file.write_bytes(drawn)
 
 
+def svg_files(
+    genes: Sequence[Gene], names: Sequence[str], trials: Sequence[Trial]
+) -> dict[str, str]:
+    """Give each picture as an SVG by its file's name: of several losses, numbered by the loss."""
+    found = charts(genes, names, trials)
+    counts, texts = Counter(chart.kind for chart in found), {}
+    for kind in counts:
+        same = [chart for chart in found if chart.kind == kind]
+        for at, chart in enumerate(same, 1):
+            texts[f"{kind}{f'-{at}' if len(same) > 1 else ''}.svg"] = _svg_file(chart)
+    return texts
+
+
+def _svg_file(chart: Chart) -> str:
+    width, height = _size()
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height + _CAPTION}" '
+        f'viewBox="0 {-_CAPTION} {width} {height + _CAPTION}" role="img">\n'
+        f"<title>{_text(chart.title)}</title>\n<style>{_TEXT}</style>\n"
+        f'<rect y="{-_CAPTION}" width="100%" height="100%" fill="#fff"/>\n'
+        f'<text x="{_LEFT}" y="-8" font-weight="bold">{_text(chart.title)}</text>\n'
+        f"{''.join((*_axes(chart), *_marks(chart)))}</svg>\n"
+    )
+
+
+def _size() -> tuple[int, int]:
+    return _LEFT + _WIDTH + 20, _ABOVE + _HEIGHT + _BELOW
+
+
 def _page(found: Sequence[Chart]) -> str:
     return "".join((_HEAD, "<main>\n", *map(_figure, found), "</main>\n</html>\n"))
 
@@ -78,7 +110,7 @@ def _text(text: str) -> str:
 
 
 def _figure(chart: Chart) -> str:
-    width, height = _LEFT + _WIDTH + 20, _ABOVE + _HEIGHT + _BELOW
+    width, height = _size()
     body = "".join((*_axes(chart), *_marks(chart)))
     return (
         f"<figure><figcaption>{_text(chart.title)}</figcaption>\n"

@@ -32,6 +32,7 @@ from mergepipe.search.space import Value
 __all__ = ["Answer", "Job", "Pool", "Scorer"]
 
 _RETRIES = 2  # of a candidate whose worker died
+_PATIENCE = 2.0  # seconds, with a worker that has nothing to do any more
 _SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -128,6 +129,11 @@ class Pool:
 
     def close(self) -> None:
         """End all workers and what they started."""
+        idle = [worker for worker in self._workers if worker.is_ready and worker.job is None]
+        for worker in idle:
+            worker.connection.close()  # upon which they end by themselves
+        for worker in idle:
+            worker.process.join(_PATIENCE)
         for worker in self._workers:
             self._end(worker)
         self._workers.clear()

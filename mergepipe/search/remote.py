@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from mergepipe.model import Ability, Generation, Prompt, Score, Usage
 from mergepipe.model.api_address import Address, checked_address
 from mergepipe.model.api_faults import Failure
 from mergepipe.model.api_limits import Limits
+from mergepipe.model.api_posts import posted
 from mergepipe.recipe import Document
 
 __all__ = [
@@ -130,44 +130,9 @@ class RemotePool:
 
     def tried(self, route: str, body: Mapping[str, Any]) -> dict[str, Any] | Failure:
         """Give the answer of a route, or why there is none."""
-        found: dict[str, Any] | Failure = Failure("stop", "it was not asked")
-        for attempt in range(self.limits.attempts):
-            found = self._once(route, body)
-            if not isinstance(found, Failure) or found.remedy != "retry":
-                return found
-            wait = self._wait(found, attempt)
-            if wait > self.limits.longest_wait:
-                what = f"{found.what}; the service asks for {wait:.0f} s of waiting"
-                return Failure("stop", what, "run again later", found.status)
-            if attempt + 1 < self.limits.attempts:
-                self.sleep(wait)
-        assert isinstance(found, Failure)
-        return Failure("stop", f"{found.what}; tried {self.limits.attempts} times")
-
-    def _wait(self, failure: Failure, attempt: int) -> float:
-        if failure.wait is not None:
-            return failure.wait
-        most = min(self.limits.backoff_cap, self.limits.backoff_seconds * 2.0**attempt)
-        return most * random.random()  # noqa: S311 -- full jitter
-
-    def _once(self, route: str, body: Mapping[str, Any]) -> dict[str, Any] | Failure:
-        from anyio import move_on_after
-        from anyio.from_thread import start_blocking_portal
-
-        from mergepipe.model.api_client import Reply, open_client, send
-
         said = json.dumps([self.address.base_url, route, body], sort_keys=True)
         tag = hashlib.sha256(said.encode()).hexdigest()[:32]
-
-        async def ask() -> Reply | Failure:
-            async with open_client(self.address, self.limits) as client:
-                with move_on_after(self.limits.total_seconds):
-                    return await send(client, self.address, route, body, tag)
-            return Failure("retry", f"no whole answer within {self.limits.total_seconds:g} s")
-
-        with start_blocking_portal() as portal:  # the caller may be inside an event loop
-            reply = portal.call(ask)
-        return _read(reply.body) if isinstance(reply, Reply) else reply
+        return posted(self.address, route, body, tag, _read, limits=self.limits, sleep=self.sleep)
 
 
 def _read(body: bytes) -> dict[str, Any] | Failure:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -17,18 +17,23 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from mergepipe.errors import Problems, printable
 from mergepipe.recipe import Document, FieldPath
 
-__all__ = ["Choice", "Gene", "Number", "Space", "Value", "read_space", "untuned"]
+__all__ = ["Choice", "Gene", "Number", "Space", "Value", "read_gene", "read_space", "untuned"]
 
 Value: TypeAlias = float | int | bool | str
 _KEY = "search"
-_SEARCHABLE = ("merge", "stages", "seed")
+_SEARCHABLE = ("merge", "stages", "ensemble", "seed")
 _MOST_GENES = 10_000
 _MODULES = ("*attn*", "*attention*", "*mlp*", "*experts*", "*feed_forward*")
 
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """A number between `low` and `high`, on a logarithmic scale or whole where that is said."""
+    """A number between `low` and `high`, on a logarithmic scale or whole where that is said.
+
+    `sigma` is the size of a first step, None for a sixth of the range. What is clipped has no
+    bounds for the optimiser: values outside are moved to the nearest bound, and where `low` is not
+    negative their sizes are taken first.
+    """
 
     name: str  # merge.models.french.weight, or merge.t.3 for the fourth anchor of a gradient
     low: float
@@ -36,6 +41,8 @@ class Number:
     start: float
     is_log: bool = False
     is_int: bool = False
+    sigma: float | None = None
+    is_clipped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +55,13 @@ class Choice:
 
 
 Gene: TypeAlias = Number | Choice
+
+
+def read_gene(found: Mapping[str, Any]) -> Gene:
+    """Give the gene of which `dataclasses.asdict` gave the fields."""
+    if "values" in found:
+        return Choice(**{**found, "values": tuple(found["values"])})
+    return Number(**found)
 
 
 @dataclass(frozen=True)
@@ -77,6 +91,7 @@ class _Shape:
     count: int
     layers: int = 0
     globs: tuple[str, ...] = ()
+    size: int | None = None  # layers of a block; the last one may have fewer
 
     def laid_out(self, values: list[Value]) -> Any:
         if self.kind == "one":
@@ -84,6 +99,8 @@ class _Shape:
         if self.kind == "gradient":
             return values
         if self.kind == "blocks":  # a value for every layer: those of one block are the same
+            if self.size is not None:
+                return [values[layer // self.size] for layer in range(self.layers)]
             return [values[layer * self.count // self.layers] for layer in range(self.layers)]
         cases = [{"tensors": g, "value": v} for g, v in zip(self.globs, values, strict=False)]
         return [*cases, {"value": values[-1]}]
@@ -104,6 +121,8 @@ class _Search(_Fields):
     init: bool | float | str | None = None
     log: bool = False
     whole: bool = Field(False, alias="int")
+    sigma: Annotated[float, Field(gt=0)] | None = None  # of a first step
+    clip: bool = False  # what lies outside, in place of reflecting it
     points: Annotated[int, Field(ge=2, le=64)] | None = None
     per: Literal["layer", "group", "module"] | None = None
     groups: Annotated[int, Field(ge=2)] = 4
@@ -116,8 +135,8 @@ class _Search(_Fields):
         if self.points is not None and self.per is not None:
             raise ValueError("give `points` or `per`, not both")
         if isinstance(self.search, _Choices):
-            if self.log or self.whole:
-                raise ValueError("`log` and `int` are for numbers, not for a choice")
+            if self.log or self.whole or self.clip or self.sigma is not None:
+                raise ValueError("`log`, `int`, `sigma` and `clip` are not for a choice")
             if self.init is not None and self.init not in self.search.choice:
                 raise ValueError(f"`init` is none of {self.search.choice}")
             return self
@@ -126,6 +145,8 @@ class _Search(_Fields):
             raise ValueError(f"[{low}, {high}] is empty: give the smaller number first")
         if self.log and low <= 0:
             raise ValueError("a logarithmic scale needs numbers above 0")
+        if self.log and (self.clip or self.sigma is not None):
+            raise ValueError("`sigma` and `clip` are not for a logarithmic scale")
         if self.init is not None and (
             isinstance(self.init, bool | str) or not low <= self.init <= high
         ):
@@ -189,7 +210,7 @@ def _read(
     document: Document, path: FieldPath, found: dict[str, Any], problems: Problems
 ) -> _Search | None:
     if path[0] not in _SEARCHABLE:
-        what = "only what stands in `merge`, `stages` or `seed` is searched"
+        what = "only what stands in `merge`, `stages`, `ensemble` or `seed` is searched"
         problems.add(document.where(path), what)
         return None
     try:
@@ -230,7 +251,9 @@ def _groups(fields: _Search, layers: int) -> _Shape:
     count = min(fields.groups if fields.size is None else -(-layers // fields.size), layers)
     if count == 1:
         return _Shape("one", 1)
-    return _Shape("gradient", count) if fields.smooth else _Shape("blocks", count, layers)
+    if fields.smooth:
+        return _Shape("gradient", count)
+    return _Shape("blocks", count, layers, size=fields.size)
 
 
 def _genes(name: str, fields: _Search, shape: _Shape) -> Iterator[Gene]:
@@ -247,7 +270,9 @@ def _genes(name: str, fields: _Search, shape: _Shape) -> Iterator[Gene]:
         middle = math.sqrt(low * high) if fields.log else (low + high) / 2
         start = middle if fields.init is None else float(fields.init)
         start = round(start) if fields.whole else start
-        yield Number(name + part, low, high, start, fields.log, fields.whole)
+        yield Number(
+            name + part, low, high, start, fields.log, fields.whole, fields.sigma, fields.clip
+        )
 
 
 def _faults(error: ValidationError) -> Iterator[str]:

@@ -11,12 +11,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from mergepipe.errors import EnvironmentFault, InputError, Problem, printable
-from mergepipe.search.space import Choice, Gene, Value
+from mergepipe.search.space import Choice, Gene, Value, read_gene
 
-__all__ = ["Study", "Trial", "open_study"]
+__all__ = ["Study", "Trial", "open_study", "read_study", "shown_storage"]
 
 _SETUP = "mergepipe"
 _MOST_CHANGES = 5
@@ -131,12 +132,12 @@ class Study:
 def open_study(
     storage: str, name: str, genes: Sequence[Gene], *, objectives: int, where: str
 ) -> Study:
-    """Open or begin a study; `storage` is an SQLAlchemy URL or what else Optuna takes.
+    """Open or begin a study; `storage` is an SQLAlchemy URL, `where` what is said of it.
 
     Raises
     ------
     InputError
-        if the storage holds a study of this name of another kind.
+        if the storage holds a study of this name of another kind, or its driver is missing.
     EnvironmentFault
         if it cannot be used.
 
@@ -145,16 +146,67 @@ def open_study(
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with _faults(where):
-        study = optuna.create_study(
-            storage=storage,
-            study_name=name,
-            directions=["minimize"] * objectives,
-            load_if_exists=True,
-        )
+        try:
+            study = optuna.create_study(
+                storage=storage,
+                study_name=name,
+                directions=["minimize"] * objectives,
+                load_if_exists=True,
+            )
+        except ImportError:
+            fix = "install it: `pip install 'psycopg[binary]'` for postgresql+psycopg"
+            raise InputError(Problem(where, "its driver is not installed", fix)) from None
         if len(study.directions) != objectives:
             what = f"its study '{name}' has {len(study.directions)} objectives, not {objectives}"
             raise InputError(Problem(where, what, "search into another folder"))
     return Study(study, genes, where)
+
+
+def shown_storage(storage: str) -> str:
+    """Give the URL of a storage as it may be shown: without password and options.
+
+    Raises
+    ------
+    InputError
+        if it is none; what it holds is not said.
+
+    """
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        return make_url(storage).set(query={}).render_as_string(hide_password=True)
+    except (ArgumentError, ValueError):
+        fix = "write sqlite:///trials.db, or postgresql+psycopg://user:password@host/database"
+        raise InputError(Problem("--storage", "is no URL of a database", fix)) from None
+
+
+def read_study(file: Path) -> tuple[tuple[Gene, ...], tuple[str, ...], tuple[Trial, ...]]:
+    """Give genes, names of losses and trials of a study in an SQLite file that nobody closed.
+
+    Raises
+    ------
+    ValueError
+        if it holds no study of ours.
+    EnvironmentFault
+        if it cannot be read.
+
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with _faults(str(file)):
+        storage = f"sqlite:///{file.resolve()}"
+        names = optuna.get_all_study_names(storage)
+        if len(names) != 1:
+            raise ValueError(f"{len(names)} studies in {file.name}")
+        study = optuna.load_study(study_name=names[0], storage=storage)
+        trials = tuple(_trial(one) for one in study.get_trials(deepcopy=False))
+        kept = study.user_attrs.get(_SETUP, {})
+    genes = tuple(read_gene(one) for one in kept.get("genes", ()))
+    pareto = len(study.directions) > 1
+    losses = tuple(kept["search"]["pareto"]) if pareto else ("loss",)
+    return genes, losses, trials
 
 
 def _distribution(gene: Gene) -> Any:

@@ -1,35 +1,30 @@
-"""The HTTP application: its routes, and the one thread in which the model works."""
+"""The HTTP application of the merge service: candidates, by coefficients."""
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.exceptions import HTTPException
 
-from mergepipe.errors import EnvironmentFault, InputError, printable
+from mergepipe.errors import InputError, printable
 from mergepipe.model.fingerprint import weight_digests
-from mergepipe.service import asking, pages
-from mergepipe.service.asking import Answered, ChatBody, CompletionBody, LossBody
+from mergepipe.service.asking import Answered
 from mergepipe.service.candidates import Candidate, Candidates
-from mergepipe.service.guard import Guard, Refusal, problem_body
+from mergepipe.service.guard import Guard, Refusal
 from mergepipe.service.quotas import Quotas
+from mergepipe.service.routes import add_faults, add_pages, add_questions, bare_app
+from mergepipe.service.turns import Turns
 
 __all__ = ["Service", "make_app"]
 
-T = TypeVar("T")
 _CANDIDATE_BYTES = 200_000
 _REMEMBERED = 10_000  # descriptions of candidates, of one key
 
@@ -55,45 +50,12 @@ class Service:
     quotas: Quotas = field(init=False)
     fingerprint: str = field(init=False)
     known: dict[str, OrderedDict[str, Candidate]] = field(default_factory=dict)
-    guard: Guard | None = None
-    _worker: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "model"))
-    _pending: int = 0
+    turns: Turns = field(init=False)
 
     def __post_init__(self) -> None:
         self.quotas = Quotas(self.candidates.pool.limits)
+        self.turns = Turns(self.candidates.pool.limits, self._shown)
         self.fingerprint = _fingerprint(self.candidates)
-
-    @property
-    def pending(self) -> int:
-        """Requests that wait for the model, or have it."""
-        return self._pending
-
-    async def work(self, job: Callable[[], T]) -> T:
-        """Do something in the model's thread, in turn.
-
-        Raises
-        ------
-        Refusal
-            if too many wait, or it takes too long; it is then ended as soon as that is possible.
-
-        """
-        limits = self.candidates.pool.limits
-        if self._pending > limits.waiting:
-            raise Refusal(503, "too many requests wait for the model", 1.0)
-        self._pending += 1
-        future = self._worker.submit(job)
-        future.add_done_callback(self._done)
-        try:
-            return await asyncio.wait_for(asyncio.wrap_future(future), limits.seconds)
-        except asyncio.TimeoutError:
-            raise Refusal(504, f"not done within {limits.seconds:g} s: ask for less") from None
-        except InputError as error:
-            raise Refusal(400, self._shown(error)) from error
-        except EnvironmentFault as error:
-            raise Refusal(503, "the service lacks memory or disk for that", 30.0) from error
-
-    def _done(self, _: object) -> None:
-        self._pending -= 1
 
     def _shown(self, error: InputError) -> str:
         """Say what is wrong without saying where the pool's files are."""
@@ -111,7 +73,7 @@ class Service:
         fields = body.model_dump(exclude_none=True)
         if len(json.dumps(fields)) > _CANDIDATE_BYTES:
             raise Refusal(413, f"a candidate has at most {_CANDIDATE_BYTES} bytes")
-        candidate = await self.work(lambda: self.candidates.checked(fields, owner))
+        candidate = await self.turns.work(lambda: self.candidates.checked(fields, owner))
         mine = self.known.setdefault(owner, OrderedDict())
         if candidate.id not in mine:
             spent = self.quotas.use(owner, time.monotonic(), candidates=1)
@@ -131,22 +93,10 @@ class Service:
             raise Refusal(404, "no such candidate: POST /v1/candidates makes them")
         return candidate
 
-    def check_tokens(self, tokens: int) -> None:
-        """Refuse to write more than the pool says."""
-        most = self.candidates.pool.limits.max_tokens
-        if tokens > most:
-            raise Refusal(400, f"max_tokens is {tokens}, at most {most}")
-
-    def check_items(self, count: int) -> None:
-        """Refuse more texts in one request than the pool says."""
-        most = self.candidates.pool.limits.items
-        if count > most:
-            raise Refusal(413, f"{count} items, at most {most} in one request")
-
     async def ask(self, owner: str, name: str, job: Callable[[Any], Answered]) -> dict[str, Any]:
         """Ask a candidate, and book the tokens."""
         candidate = self.find(owner, name)
-        answered = await self.work(lambda: job(self.candidates.model(candidate)))
+        answered = await self.turns.work(lambda: job(self.candidates.model(candidate)))
         self.quotas.book(owner, tokens=answered.tokens)
         return answered.said
 
@@ -201,65 +151,22 @@ def _fingerprint(candidates: Candidates) -> str:
 
 def make_app(service: Service) -> Guard:
     """Give the application, guarded."""
-    app = FastAPI(
-        title="mergepipe merge service",
-        description="Merges of a pool of models, by coefficients; their weights stay here.",
-        version="1",
-        docs_url=None,
-        redoc_url=None,
-    )
-    limits = service.candidates.pool.limits
+    about = "Merges of a pool of models, by coefficients; their weights stay here."
+    app, limits = bare_app("mergepipe merge service", about), service.candidates.pool.limits
     guard = Guard(app, service.keys, service.hosts, limits, service.quotas)
-    service.guard = guard
-    _add_faults(app)
-    _add_pages(app, service)
-    _add_models(app, service)
-    return guard
-
-
-def _add_faults(app: FastAPI) -> None:
-    @app.exception_handler(Refusal)
-    async def refused(_: Request, error: Refusal) -> JSONResponse:
-        return JSONResponse(problem_body(error.status, error.what), error.status, error.headers)
-
-    @app.exception_handler(HTTPException)
-    async def other(_: Request, error: HTTPException) -> JSONResponse:
-        return JSONResponse(
-            problem_body(error.status_code, str(error.detail)), error.status_code, error.headers
-        )
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        faults = [
-            f"{'.'.join(str(part) for part in one['loc'][1:])}: {one['msg']}"
-            for one in error.errors()[:5]
-        ]
-        return JSONResponse(problem_body(400, printable("; ".join(faults), 1000)), 400)
-
-
-def _add_pages(app: FastAPI, service: Service) -> None:
-    @app.get("/health")
-    async def health() -> dict[str, str]:
-        """Whether the service is up."""
-        return {"status": "ok"}
-
-    @app.get("/docs", include_in_schema=False)
-    async def docs() -> HTMLResponse:
-        return HTMLResponse(pages.documentation(app.openapi()))
-
-    @app.get("/metrics", response_class=PlainTextResponse)
-    async def metrics() -> PlainTextResponse:
-        """Counts, for Prometheus."""
-        assert service.guard is not None, "set when the application was made"
-        gauges = {
+    add_faults(app)
+    add_pages(
+        app,
+        guard,
+        lambda: {
             "candidates_held": service.candidates.held,
             "candidates_made": service.candidates.made,
-            "requests_pending": service.pending,
-        }
-        return PlainTextResponse(
-            pages.metrics(service.guard.counts, service.guard.seconds, gauges),
-            media_type="text/plain; version=0.0.4",
-        )
+            "requests_pending": service.turns.pending,
+        },
+    )
+    _add_models(app, service)
+    add_questions(app, service, limits)
+    return guard
 
 
 def _add_models(app: FastAPI, service: Service) -> None:
@@ -278,28 +185,3 @@ def _add_models(app: FastAPI, service: Service) -> None:
         """The candidates of this key."""
         mine = service.known.get(request.state.key, OrderedDict()).values()
         return {"object": "list", "data": [service.described(one) for one in mine]}
-
-    _add_questions(app, service)
-
-
-def _add_questions(app: FastAPI, service: Service) -> None:
-    @app.post("/v1/completions")
-    async def completions(body: CompletionBody, request: Request) -> dict[str, Any]:
-        """Continue prompts, or score them (echo, logprobs), as OpenAI's completions do."""
-        service.check_tokens(body.max_tokens)
-        service.check_items(len(body.prompts))
-        key = request.state.key
-        return await service.ask(key, body.model, lambda m: asking.complete(m, body))
-
-    @app.post("/v1/chat/completions")
-    async def chat(body: ChatBody, request: Request) -> dict[str, Any]:
-        """Answer a conversation, by the base's chat template."""
-        service.check_tokens(max(body.max_tokens, body.max_completion_tokens or 0))
-        return await service.ask(request.state.key, body.model, lambda m: asking.chat(m, body))
-
-    @app.post("/v1/loss")
-    async def loss(body: LossBody, request: Request) -> dict[str, Any]:
-        """Score texts, or the labels of pairs: each, and their mean loss in nats a token."""
-        service.check_items(body.count)
-        key = request.state.key
-        return await service.ask(key, body.candidate, lambda m: asking.loss(m, body))

@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from mergepipe.errors import InputError, Problems, did_you_mean, printable
 from mergepipe.recipe import Document, as_bytes, parse_models, read_document
 
-__all__ = ["COMPOSITION", "Limits", "Pool", "read_pool"]
+__all__ = ["COMPOSITION", "Limits", "Pool", "lone_base", "read_pool"]
 
 COMPOSITION = "lora_composition"  # beside the merge methods: adapters as one adapter
 _COMPOSED = frozenset({"density", "weight"})
@@ -48,7 +48,8 @@ class _PoolFields(_Fields):
     pool: Literal[1]
     base: str
     models: dict[str, Any]
-    methods: dict[str, dict[str, Range] | None] = Field(min_length=1)
+    methods: dict[str, dict[str, Range] | None] = {}
+    load_from: str | None = None
     keys: str | None = None
     hosts: list[str] = []
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -57,7 +58,10 @@ class _PoolFields(_Fields):
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """A pool as it was read: `models` as in a recipe, with whole paths."""
+    """A pool as it was read: `models` as in a recipe, with whole paths.
+
+    With `load_from` nothing is merged: clients load adapters of the base from that folder.
+    """
 
     file: Path
     base: str
@@ -67,6 +71,7 @@ class Pool:
     hosts: tuple[str, ...]
     dtype: str
     limits: Limits
+    load_from: Path | None = None
 
     @property
     def adapters(self) -> dict[str, Path]:
@@ -114,7 +119,17 @@ def read_pool(file: Path) -> Pool:
         hosts=tuple(host.lower() for host in fields.hosts),
         dtype=fields.dtype,
         limits=fields.limits,
+        load_from=None
+        if fields.load_from is None
+        else document.folder / Path(fields.load_from).expanduser(),
     )
+
+
+def lone_base(base: Path, folder: Path) -> Pool:
+    """Give the pool of one base, for this machine: its adapters are loaded from `folder`."""
+    label = base.resolve().name
+    models = {label: {"path": str(base.resolve())}}
+    return Pool(base, label, models, {}, None, (), "float32", Limits(), folder)
 
 
 def _check(fields: _PoolFields, document: Document, problems: Problems) -> None:
@@ -130,6 +145,12 @@ def _check(fields: _PoolFields, document: Document, problems: Problems) -> None:
                 problems.add(where, f"{key}: [{low}, {high}] is empty")
             if name == COMPOSITION and key not in _COMPOSED:
                 problems.add(where, f"it has no parameter '{key}'{did_you_mean(key, _COMPOSED)}")
+    if bool(fields.methods) == (fields.load_from is not None):
+        fix = "`methods` for merges of the pool, `load_from: FOLDER` for adapters that clients load"
+        problems.add(document.where(()), "says either `methods` or `load_from`", fix)
+    if fields.load_from is not None and len(fields.models) > 1:
+        what = "with `load_from` the base is the only model"
+        problems.add(document.where(("models",)), what, "put adapters into that folder")
     if fields.base not in fields.models:
         what = f"no model is named '{fields.base}'{did_you_mean(fields.base, fields.models)}"
         problems.add(document.where(("base",)), what)

@@ -16,6 +16,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mergepipe.errors import EnvironmentFault, InputError, Problem
 from mergepipe.execute import Resources
+from mergepipe.service.adapter_app import AdapterService, make_adapter_app
+from mergepipe.service.adapters import Adapters
 from mergepipe.service.app import Service, make_app
 from mergepipe.service.candidates import Candidates
 from mergepipe.service.guard import Guard
@@ -70,6 +72,8 @@ def guarded(pool: Pool, address: Address, resources: Resources) -> Guard:
     if not hosts:
         fix = "list them in the pool: `hosts: [merge.example.org]`"
         raise InputError(Problem(address.host, "no host names are known to ask by", fix))
+    if pool.load_from is not None:
+        return make_adapter_app(AdapterService(Adapters(pool, resources), keys, hosts))
     return make_app(Service(Candidates(pool, resources), keys, hosts))
 
 
