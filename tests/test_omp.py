@@ -69,6 +69,30 @@ def test_an_accelerators_way_agrees():
     np.testing.assert_allclose(found.coefficients, coefficients, rtol=1e-9)
 
 
+def test_the_first_atoms_of_a_pursuit_are_those_of_a_shorter_one():
+    values = table(1030, 48)
+    atoms = Dictionary(values[:1000], normalize=True)
+    found = atoms.pursue(values[1000:], 20)
+    short, expected = (
+        atoms.shortened(values[1000:], found, 7),
+        atoms.pursue(values[1000:], 7),
+    )
+    np.testing.assert_array_equal(short.ids, expected.ids)
+    np.testing.assert_allclose(short.coefficients, expected.coefficients, rtol=1e-9)
+    np.testing.assert_allclose(short.residual, expected.residual, rtol=1e-9)
+
+
+def test_atoms_that_are_left_out_are_as_if_they_were_not_there():
+    values = table(1030, 48)
+    held = np.arange(0, 1000, 7)
+    rest = np.delete(np.arange(1000), held)
+    expected = Dictionary(values[:1000][rest]).pursue(values[1000:], 20)
+    found = Dictionary(values[:1000]).pursue(values[1000:], 20, held)
+    np.testing.assert_array_equal(found.ids, rest[expected.ids])
+    ids, _, _ = pursue_densely(values[:1000], values[1000:], 20, held)
+    np.testing.assert_array_equal(ids, rest[expected.ids])
+
+
 def test_of_equal_atoms_the_first_is_taken_and_never_the_second():
     atoms = torch.tensor([[0.0, 1.0], [3.0, 0.0], [3.0, 0.0], [-3.0, 0.0]])
     found = Dictionary(atoms).pursue(torch.tensor([[2.0, 0.5]]), 2)

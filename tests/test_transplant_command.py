@@ -45,9 +45,12 @@ def test_a_dry_run_says_what_is_shared_and_writes_nothing(folder, capsys):
     assert "26 same bytes: the model's rows are kept" in said.out
     assert "2 that the model lacks (7%)" in said.out
     assert "numbers: " in said.out
+    assert "memory " in said.out
     assert sorted(folder.rglob("*")) == before
     machine = json.loads(command(capsys, "transplant", "model", *words_, "--json").out)
     assert machine["matches"]["missing"] == 2
+    assert machine["peak_bytes"] > 0
+    assert machine["quality"]["pieces_per_missing"] == 2  # ho by h and o; ▁sings by ▁sing and s
     assert machine["tensors"][EMBEDDING] == [29, 64]
 
 
@@ -128,7 +131,10 @@ def test_methods_are_listed_and_each_has_a_page(capsys, monkeypatch):
     assert command(capsys, "methods", "--transplant", "subwrd").status == 2
 
 
-@pytest.mark.parametrize("name", ["bert", "t5", "gpt2", "llama2"])
+@pytest.mark.parametrize(
+    "name",
+    ["bert", "llama2", *(pytest.param(one, marks=pytest.mark.slow) for one in ("t5", "gpt2"))],
+)
 def test_a_real_tokenizer_of_any_kind_can_be_given(tmp_path, capsys, name):
     words_ = ("--tokenizer", tokenizer(name), "--out", tmp_path / "out", "--method", "subword")
     said = command(capsys, "transplant", QUICKSTART, *words_)
@@ -145,12 +151,75 @@ def test_a_real_tokenizer_of_any_kind_can_be_given(tmp_path, capsys, name):
 
 
 def test_numbers_cut_otherwise_are_warned_of_and_refused_if_asked(tmp_path, capsys):
-    words_ = ("--tokenizer", tokenizer("gpt2"), "--out", tmp_path / "out", "--method", "zero")
+    words_ = ("--tokenizer", tokenizer("bert"), "--out", tmp_path / "out", "--method", "zero")
     said = command(capsys, "transplant", QUICKSTART, *words_, "--dry-run")
     assert "NUMERAL_MISMATCH" in said.err
     refused = command(capsys, "transplant", QUICKSTART, *words_, "--strict")
     assert refused.status == 2
     assert "NUMERAL_MISMATCH" in refused.err
+
+
+def written(folder: Path, name: str, *lines: str) -> Path:
+    """A text file of these lines: JSON Lines, or plain."""
+    path = folder / name
+    plain = path.suffix == ".txt"
+    text = "\n".join(line if plain else json.dumps({"text": line}) for line in lines)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def chosen(folder: Path, table: int = 0) -> tuple[str, dict[str, float]]:
+    """What `auto` took, and the bits per byte of each candidate."""
+    notes = report(folder)["tables"][table]["notes"]
+    told = [one.removeprefix("auto: ").removesuffix(" bits per byte") for one in notes]
+    bits = dict(one.rsplit(": ", 1) for one in told[1:-1] if ": " in one)
+    return told[-1], {name: float(value) for name, value in bits.items()}
+
+
+def test_a_text_chooses_by_the_bits_that_the_model_then_needs(tmp_path, capsys):
+    (tmp_path / "en").mkdir()
+    glass("en", tmp_path / "en")
+    stored = (HELDOUT / "english.jsonl").read_text("utf-8").splitlines()
+    lines = [json.loads(line)["text"] for line in stored[:2]]
+    text = written(tmp_path, "some.jsonl", *lines)
+    words_ = ("--tokenizer", tmp_path / "en", "--out", tmp_path / "out", "--text", text)
+    said = command(capsys, "transplant", QUICKSTART, *words_)
+    assert said.status == 0, said.err
+    name, bits = chosen(tmp_path / "out")
+    assert len(bits) == 9
+    assert bits[name] == min(bits.values())
+    scores = command(
+        capsys, "eval", tmp_path / "out", "--use", f"bits_per_byte:data={text}", "--json"
+    )
+    (scored,) = (
+        one["value"]
+        for one in json.loads(scores.out)["results"]
+        if one["metric"] == "bits_per_byte"
+    )
+    # The evaluator also asks for the first token of each text.
+    assert scored == pytest.approx(bits[name], abs=0.02)
+
+
+def test_each_table_of_an_untied_model_is_chosen_by_a_text(folder, capsys):
+    write_model(folder / "other", ("ho", "▁sings", *LETTERS), seed=1)
+    text = written(folder, "some.txt", "the cat sings ho ho the dog sings")
+    words_ = ("--tokenizer", "other", "--out", "out", "--set", f"text={text}")
+    said = command(capsys, "transplant", "model", *words_)
+    assert said.status == 0, said.err
+    for table in (0, 1):
+        name, bits = chosen(folder / "out", table)
+        assert bits[name] == min(bits.values())
+    assert "auto: 33 bytes of text, 2 of the missing tokens in it" in said.err
+
+
+def test_a_report_says_how_both_tokenizers_fit_the_text(folder, capsys):
+    write_model(folder / "other", ("ho", *LETTERS), seed=1)
+    text = written(folder, "some.jsonl", "ho ho ho")
+    words_ = ("--tokenizer", "other", "--out", "out", "--method", "mean", "--text", text)
+    assert command(capsys, "transplant", "model", *words_).status == 0
+    (one,) = report(folder / "out")["quality"]["texts"].values()
+    assert one["model"]["fertility"] > one["tokenizer"]["fertility"]
+    assert one["premium"] == one["tokenizer"]["tokens"] / one["model"]["tokens"]
 
 
 def test_spelling_keeps_more_of_a_model_than_the_mean_row(tmp_path, capsys):

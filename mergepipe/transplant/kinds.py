@@ -36,11 +36,16 @@ P = TypeVar("P", bound=Parameters)
 
 @dataclass(frozen=True)
 class TransplantMethod(Generic[P]):
-    """One way to make rows: `fit` looks at the whole task once, what it gives makes the rows."""
+    """One way to make rows: `fit` looks at the whole task once, what it gives makes the rows.
+
+    `scratch` says by the number of shared tokens how many bytes it takes beside their rows, and by
+    its parameters whether it takes the model too.
+    """
 
     parameters: type[P]
     fit: Callable[[Task, P], Fitted]
     needs: frozenset[Need] = frozenset()
+    scratch: Callable[[int, P], tuple[int, bool]] = lambda _shared, _parameters: (0, False)
 
 
 def transplant_names() -> tuple[str, ...]:

@@ -106,6 +106,7 @@ def task_of(
         segment=segmenter(found.base),
         threads=room.threads,
         other=None if other is None else StoredTable(base, other.name, room.device),
+        checkpoint=base,
         tell=tell,
     )
 

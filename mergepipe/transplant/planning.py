@@ -12,6 +12,7 @@ from blake3 import blake3
 
 from mergepipe.checkpoint import DTYPES, Checkpoint, Stored, embedding_name
 from mergepipe.checkpoint.names import embeddings
+from mergepipe.digest import digest_file
 from mergepipe.errors import InputError, Problems
 from mergepipe.tokenizer import ResultTokenizer, read_vocabulary, with_ids, with_rows
 from mergepipe.tokenizer.aligning import check_others, vocabulary_tables
@@ -27,6 +28,7 @@ from mergepipe.transplant.task import Side
 
 __all__ = ["Choice", "MadeTensor", "Transplant", "plan_transplant"]
 
+_BLOCK_BYTES = 1 << 25  # rows that are held at once while they are copied
 _LANGUAGE = ("text_config", "llm_config", "language_config")
 
 
@@ -75,6 +77,9 @@ class Transplant:
         choice = self.choice
         said = [choice.method, choice.parameters.model_dump(mode="json"), asdict(choice.options)]
         hasher = blake3(json.dumps([*said, choice.seed, self.rows], default=str).encode())
+        for value in dict(choice.parameters).values():
+            if isinstance(value, Path) and value.is_file():
+                hasher.update(digest_file(value).encode())
         hasher.update(repr(sorted(self.match.ids.items())).encode())
         hasher.update(repr([(one.name, one.side, one.donor) for one in self.tensors]).encode())
         hasher.update(self.tokenizer.digest.encode())
@@ -84,6 +89,23 @@ class Transplant:
     def bytes_written(self) -> int:
         """Bytes of all made tensors."""
         return sum(one.stored.nbytes for one in self.tensors)
+
+    @property
+    def peak_bytes(self) -> int:
+        """Memory that making the largest table takes beside the interpreter, about and at most."""
+        method, found = load_transplant(self.choice.method), self.match
+        shared = sum(how in ("exact", "byte") for how in found.how.values())
+        scratch, asks = method.scratch(shared, self.choice.parameters)
+        rows = sum(one.numel for one in self.base.tensors.values()) * 4 if asks else 0
+        tables = [_BLOCK_BYTES]
+        for made in self.tensors:
+            donor = (
+                self.donor.model.tensors[made.donor] if made.donor and self.donor.model else None
+            )
+            if donor is not None:
+                # Both sides' rows of shared tokens in fp32, and once more while they are chosen.
+                tables.append(4 * shared * (2 * donor.shape[-1] + made.columns) + scratch)
+        return max(tables) + rows
 
 
 def plan_transplant(

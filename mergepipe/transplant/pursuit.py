@@ -24,10 +24,12 @@ from mergepipe.kernels import pursuit as kernels
 from mergepipe.kernels.pursuit import Doubles, Floats, Ints, Search
 from mergepipe.transplant.pursuit_dense import pursue_densely
 
-__all__ = ["Dictionary", "Found"]
+__all__ = ["Dictionary", "Found", "default_gram_bytes"]
 
 _BLOCK = 256  # targets that take their steps together
 _PART = 16  # targets of a block that a thread takes at a time
+_TOGETHER = 64  # targets that wait before their estimates are computed anew
+_SOLVED = 32  # targets whose atoms are held in fp64 at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ class Dictionary:
         self.atoms = atoms.contiguous()
         self.threads = threads
         if self.atoms.device.type == "cpu":
-            self._make_room(_memory() // 2 if gram_bytes is None else gram_bytes)
+            self._make_room(gram_bytes or default_gram_bytes(len(atoms)))
 
     def _make_room(self, gram_bytes: int) -> None:
         count = max(len(self.atoms), 1)
@@ -88,26 +90,44 @@ class Dictionary:
         numbers: Floats = self.atoms.numpy()
         return numbers
 
-    def pursue(self, targets: Tensor, k: int) -> Found:
-        """Find up to `k` atoms for each target [n, columns] in fp32."""
+    def pursue(self, targets: Tensor, k: int, without: Ints | None = None) -> Found:
+        """Find up to `k` atoms for each target [n, columns] in fp32, none of those in `without`."""
         k = min(k, *self.atoms.shape)
         on_cpu = self.atoms.device.type == "cpu"
         size = max(1, min(_BLOCK, self._room // max(k, 1))) if on_cpu else _BLOCK
         find = self._block if on_cpu else self._dense
-        parts = [find(targets[at : at + size], k) for at in range(0, len(targets), size)]
+        left_out = np.empty(0, np.int64) if without is None else without
+        parts = [find(targets[at : at + size], k, left_out) for at in range(0, len(targets), size)]
         parts = parts or [Found(np.empty((0, k), np.int64), np.empty((0, k)), np.empty(0))]
         ids = np.concatenate([part.ids for part in parts])
         coefficients = np.concatenate([part.coefficients for part in parts])
         residual = np.concatenate([part.residual for part in parts])
         return Found(ids, coefficients / self.norms.numpy()[ids], residual)
 
-    def _dense(self, targets: Tensor, k: int) -> Found:
-        ids, coefficients, residual = pursue_densely(self.atoms, targets, k)
+    def shortened(self, targets: Tensor, found: Found, k: int) -> Found:
+        """Give what a pursuit of these targets with fewer atoms finds: its first `k`."""
+        ids = torch.from_numpy(found.ids[:, :k])
+        parts, left = [], []
+        blocks = torch.split(ids, _SOLVED), torch.split(targets.double(), _SOLVED)
+        for some, wide in zip(*blocks, strict=True):
+            there = (some >= 0).to(wide.device)
+            atoms = self.atoms[some.clamp(min=0)].double() * there[:, :, None]
+            gram = atoms @ atoms.mT + torch.diag_embed((~there).double())
+            solved = torch.linalg.solve(gram, atoms @ wide[:, :, None])
+            norms = wide.norm(dim=1)
+            rest = (wide - (atoms.mT @ solved)[:, :, 0]).norm(dim=1)
+            left.append(torch.where(norms > 0, rest / norms, 0).cpu())
+            parts.append(solved[:, :, 0].cpu())
+        coefficients = torch.cat(parts).numpy() / self.norms.numpy()[found.ids[:, :k]]
+        return Found(found.ids[:, :k], coefficients, torch.cat(left).numpy())
+
+    def _dense(self, targets: Tensor, k: int, without: Ints) -> Found:
+        ids, coefficients, residual = pursue_densely(self.atoms, targets, k, without)
         norms = targets.double().norm(dim=1)
         left = torch.where(norms > 0, residual.norm(dim=1) / norms, 0)
         return Found(ids.cpu().numpy(), coefficients.cpu().numpy(), left.cpu().numpy())
 
-    def _block(self, targets: Tensor, k: int) -> Found:
+    def _block(self, targets: Tensor, k: int, without: Ints) -> Found:
         search = _start(targets, self.atoms, k)
         self._now += 1
         with ThreadPoolExecutor(self.threads) as pool:
@@ -115,23 +135,26 @@ class Dictionary:
             def each(do: Callable[[int, int], None]) -> None:
                 list(pool.map(lambda part: do(*part), _parts(len(targets))))
 
-            for step in range(k):
-                self._refresh(search)
-                each(lambda a, b: kernels.begin(search, a, b, self._longest))
+            while search.active.any():
+                # One product reads all atoms: targets wait until it serves many.
+                waiting = search.active & search.stale
+                if waiting.sum() >= _TOGETHER or waiting.sum() == search.active.sum():
+                    self._refresh(search, without)
+                    each(lambda a, b: kernels.begin(search, a, b, self._longest))
+                going = ~search.stale
                 each(lambda a, b: kernels.extend(search, a, b, self._numbers))
-                if step + 1 == k or not search.active.any():
-                    break
-                newest = search.counts[search.active] - 1
-                self._need(np.unique(search.ids[search.active, newest]))
+                going &= search.active
+                self._need(np.unique(search.ids[going, search.counts[going] - 1]))
                 each(lambda a, b: self._update(search, a, b))
         return _found(search)
 
-    def _refresh(self, search: Search) -> None:
+    def _refresh(self, search: Search, without: Ints) -> None:
         """Compute stale estimates anew from the residuals."""
-        stale = np.flatnonzero(search.stale)
-        if stale.size:
-            residuals = torch.from_numpy(search.residuals[stale].astype(np.float32))
-            search.estimates[stale] = (residuals @ self.atoms.T).numpy()
+        stale = np.flatnonzero(search.stale & search.active)
+        residuals = torch.from_numpy(search.residuals[stale].astype(np.float32))
+        fresh = (residuals @ self.atoms.T).numpy()
+        fresh[:, without] = np.nan
+        search.estimates[stale] = fresh
 
     def _update(self, search: Search, first: int, last: int) -> None:
         kernels.update(search, first, last, self._rows, self._scales, self._slots, self._longest)
@@ -153,8 +176,10 @@ class Dictionary:
         kernels.quantise(products, fresh, self._rows, oldest, self._scales)
 
 
-def _memory() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def default_gram_bytes(atoms: int) -> int:
+    """Give the bytes that Gram rows take at most: all of them, or half of the machine's memory."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(atoms**2, memory // 2)
 
 
 def _parts(count: int) -> Iterator[tuple[int, int]]:
@@ -173,7 +198,7 @@ def _start(targets: Tensor, atoms: Tensor, k: int) -> Search:
         errors=np.zeros(count),
         rounding=np.zeros(count),
         counts=np.zeros(count, np.int64),
-        active=np.array(numbers.any(axis=1), np.bool_),
+        active=np.array(numbers.any(axis=1) & (k > 0), np.bool_),
         ids=np.full((count, k), -1, np.int64),
         factors=np.zeros((count, k, k)),
         forward=np.zeros((count, k)),

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mergepipe.kernels.pursuit import Ints
+
 __all__ = ["pursue_densely"]
 
 _FEW = 16
@@ -16,8 +18,13 @@ _DEPENDENT = 1e-12
 _EXPLAINED = 1e-6
 
 
-def pursue_densely(atoms: Tensor, targets: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Give ids [n, k] (-1: stopped early), coefficients [n, k] and residuals [n, columns], fp64."""
+def pursue_densely(
+    atoms: Tensor, targets: Tensor, k: int, without: Ints | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Give ids [n, k] (-1: stopped early), coefficients [n, k] and residuals [n, columns], fp64.
+
+    None of the atoms in `without` is taken.
+    """
     count, columns = targets.shape
     x = targets.double()
     ids = torch.full((count, k), -1, dtype=torch.int64, device=x.device)
@@ -25,8 +32,10 @@ def pursue_densely(atoms: Tensor, targets: Tensor, k: int) -> tuple[Tensor, Tens
     factor = x.new_zeros(k, k).fill_diagonal_(1).repeat(count, 1, 1)
     residual = x.clone()
     active = x.any(dim=1)
+    left_out = torch.empty(0, dtype=torch.int64) if without is None else torch.from_numpy(without)
+    barred = left_out.to(x.device).expand(count, -1)
     for step in range(k):
-        best = _best(atoms, residual, ids[:, :step])
+        best = _best(atoms, residual, torch.cat([ids[:, :step], barred], 1))
         atom = atoms[best].double()
         products = (chosen[:, :step] @ atom[:, :, None])[:, :, 0]
         row = torch.linalg.solve_triangular(

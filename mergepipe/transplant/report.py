@@ -10,6 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mergepipe.tokenizer.digits import numeral_warning
+from mergepipe.tokenizer.encoding import encoder
+from mergepipe.tokenizer.matching import Match
+from mergepipe.tokenizer.quality import measure, pieces_per_missing, unreachable, weighted_overlap
 from mergepipe.tokenizer.vocabulary import Token
 
 if TYPE_CHECKING:
@@ -80,8 +83,12 @@ def worst_tokens(
     )
 
 
-def as_json(transplant: Transplant, tables: Sequence[TableReport]) -> dict[str, Any]:
-    """Give the report for machines."""
+def as_json(
+    transplant: Transplant,
+    tables: Sequence[TableReport],
+    texts: Mapping[str, Sequence[str]] | None = None,
+) -> dict[str, Any]:
+    """Give the report for machines; on texts also how well both tokenizers fit them."""
     choice = transplant.choice
     found, labels = transplant.match, (transplant.base.label, transplant.donor.label)
     return {
@@ -99,5 +106,25 @@ def as_json(transplant: Transplant, tables: Sequence[TableReport]) -> dict[str, 
             "tokenizer": str(transplant.digits[1]),
             "warning": numeral_warning(*transplant.digits, labels),
         },
+        "quality": _quality(found, texts or {}),
         "tables": [asdict(one) for one in tables],
+    }
+
+
+def _quality(found: Match, texts: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    sides = {"model": found.base, "tokenizer": found.donor}
+    makers = {side: encoder(one) for side, one in sides.items()}
+    on_texts: dict[str, Any] = {}
+    for name, said in texts.items():
+        measured = {side: measure(one, makers[side], said) for side, one in sides.items()}
+        before, after = measured["model"].tokens, measured["tokenizer"].tokens
+        on_texts[name] = {
+            **{side: asdict(one) for side, one in measured.items()},
+            "premium": after / before if before else None,
+            "weighted_overlap": weighted_overlap(found, makers["tokenizer"], said),
+        }
+    return {
+        "unreachable": {side: len(unreachable(one, makers[side])) for side, one in sides.items()},
+        "pieces_per_missing": pieces_per_missing(found, makers["model"]),
+        "texts": on_texts,
     }

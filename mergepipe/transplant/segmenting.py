@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from mergepipe.tokenizer.encoding import encoder
 from mergepipe.tokenizer.vocabulary import Vocabulary
 
-__all__ = ["segmenter"]
+__all__ = ["segmenter", "spelled_by_others"]
 
 _BREAK = "\n"
 
@@ -24,6 +24,31 @@ def segmenter(vocabulary: Vocabulary) -> Callable[[bytes], Sequence[int]]:
     those do not reach.
     """
     return _Segmenter(vocabulary).segment
+
+
+def spelled_by_others(vocabulary: Vocabulary, number: int, longest: int) -> list[int]:
+    """Spell a token by the longest other tokens from the left, of `longest` bytes at most.
+
+    Empty where they do not reach.
+    """
+    raw, found, at = vocabulary.tokens[number].bytes, list[int](), 0
+    while at < len(raw):
+        ends = range(min(at + longest, len(raw)), at, -1)
+        known = (vocabulary.by_bytes.get(raw[at:end], ()) for end in ends)
+        end, piece = next(
+            (
+                (end, one)
+                for end, ids in zip(ends, known, strict=True)
+                for one in ids
+                if one != number
+            ),
+            (0, -1),
+        )
+        if not end:
+            return []
+        found.append(piece)
+        at = end
+    return found
 
 
 class _Segmenter:

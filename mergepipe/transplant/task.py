@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from mergepipe.checkpoint import Checkpoint
+
 __all__ = ["Approximation", "Fitted", "Ids", "Side", "Table", "Task"]
 
 Ids: TypeAlias = NDArray[np.int64]
@@ -57,6 +59,7 @@ class Task:
     segment: Callable[[bytes], Sequence[int]]
     threads: int = 1
     other: Table | None = None  # the base's table of the other side, where it has two
+    checkpoint: Checkpoint | None = None  # the base, for a method that asks the model
     tell: Callable[[str], None] = field(default=lambda _: None)
 
 
