@@ -1,8 +1,9 @@
 """`mergepipe.json`: what a checkpoint was made of, and a digest of every byte of it.
 
 It names no time, no machine and no absolute path, so that the same recipe over the same inputs
-gives the same bytes. The last field is the digest of the text before it. A manifest that is read
-may come from a stranger: its names must stay inside the folder.
+gives the same bytes. Once the result was scored, `results` holds the scores and the digest of
+results.jsonl. The last field is the digest of the text before it. A manifest that is read may come
+from a stranger: its names must stay inside the folder.
 """
 
 from __future__ import annotations
@@ -18,9 +19,15 @@ from mergepipe.digest import digest_of
 from mergepipe.errors import InputError, Problem
 
 __all__ = [
+    "BESIDE_FILES",
+    "CARD_FILE",
     "FORMAT",
     "MANIFEST_FILE",
+    "MEASURED_FILE",
+    "PAGE_FILE",
     "RESULTS_FILE",
+    "RUN_FILE",
+    "SIGNATURE_FILE",
     "Manifest",
     "Part",
     "manifest_bytes",
@@ -29,6 +36,10 @@ __all__ = [
 
 MANIFEST_FILE = "mergepipe.json"
 RESULTS_FILE = "results.jsonl"  # scores, written beside a checkpoint once it is whole
+RUN_FILE = "run.json"  # when and how fast it was made, which differs from run to run
+PAGE_FILE, MEASURED_FILE = "report.html", "inspect.json"  # a report, and what it measured
+CARD_FILE, SIGNATURE_FILE = "README.md", "model.sig"  # made of a result, once it is whole
+BESIDE_FILES = (RESULTS_FILE, RUN_FILE, PAGE_FILE, MEASURED_FILE, CARD_FILE, SIGNATURE_FILE)
 FORMAT = 1
 _MOST_BYTES = 1_000_000_000
 _SEAL = "blake3"
@@ -45,12 +56,14 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The output side of a manifest, by names that stay inside the folder."""
+    """The output side of a manifest, by names that stay inside the folder, and all of its JSON."""
 
     files: Mapping[str, Part]
     shards: Mapping[str, Part]
     tensors: Mapping[str, tuple[str, str]]  # tensor -> (shard, digest)
     is_sealed: bool  # whether its text is what was written
+    content: Mapping[str, Any]
+    results: Part | None = None  # results.jsonl, where the result was scored
 
 
 def manifest_bytes(content: Mapping[str, Any]) -> bytes:
@@ -84,6 +97,8 @@ def read_manifest(folder: Path) -> Manifest:
             shards={_name(n): _part(p["size"], p["header"]) for n, p in found["shards"].items()},
             tensors={n: _tensor(p, found["shards"]) for n, p in found["tensors"].items()},
             is_sealed=sealed and raw == manifest_bytes(content),
+            content=content,
+            results=_results(content.get("results")),
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         why = f"not a manifest that can be read: {error or type(error).__name__}"
@@ -114,6 +129,10 @@ def _name(name: str) -> str:
     if path.is_absolute() or ".." in path.parts or str(path) != name or "\0" in name or name == ".":
         raise ValueError(f"the name {name!r} leads outside")
     return name
+
+
+def _results(found: Any) -> Part | None:
+    return None if found is None else _part(found["size"], found["blake3"])
 
 
 def _part(size: Any, digest: Any) -> Part:

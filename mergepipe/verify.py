@@ -12,7 +12,14 @@ from mergepipe.checkpoint.folder import read_file
 from mergepipe.checkpoint.tensors import Stored
 from mergepipe.digest import Span, digest_header, digest_spans
 from mergepipe.errors import Problem, Problems
-from mergepipe.manifest import MANIFEST_FILE, RESULTS_FILE, Manifest, Part, read_manifest
+from mergepipe.manifest import (
+    BESIDE_FILES,
+    MANIFEST_FILE,
+    RESULTS_FILE,
+    Manifest,
+    Part,
+    read_manifest,
+)
 
 __all__ = ["Verdict", "verify"]
 
@@ -43,13 +50,16 @@ def verify(folder: Path, *, threads: int = 1) -> Verdict:
     work = _Work(folder, manifest, threads, Problems())
     if not manifest.is_sealed:
         work.found.add(MANIFEST_FILE, "it was edited or damaged after it was written")
-    spans = {name: Span(folder / name, 0, part.size) for name, part in work.whole(manifest.files)}
-    work.compare(spans, {name: part.digest for name, part in manifest.files.items()})
+    files = dict(manifest.files)
+    if manifest.results is not None:
+        files[RESULTS_FILE] = manifest.results
+    spans = {name: Span(folder / name, 0, part.size) for name, part in work.whole(files)}
+    work.compare(spans, {name: part.digest for name, part in files.items()})
     spans = dict(work.tensor_spans())
     work.compare(spans, {name: digest for name, (_, digest) in manifest.tensors.items()})
     return Verdict(
         tensors=len(manifest.tensors),
-        bytes_read=sum(part.size for part in (*manifest.files.values(), *manifest.shards.values())),
+        bytes_read=sum(part.size for part in (*files.values(), *manifest.shards.values())),
         extra=work.extra(),
         differences=tuple(work.found.found),
     )
@@ -127,7 +137,7 @@ class _Work:
 
     def extra(self) -> tuple[str, ...]:
         """Give the files that the manifest does not name; weights among them are differences."""
-        known = {*self.manifest.files, *self.manifest.shards, MANIFEST_FILE, RESULTS_FILE}
+        known = {*self.manifest.files, *self.manifest.shards, MANIFEST_FILE, *BESIDE_FILES}
         paths = (path for path in self.folder.rglob("*") if path.is_symlink() or path.is_file())
         names = sorted(str(path.relative_to(self.folder)) for path in paths)
         others = [name for name in names if name not in known]

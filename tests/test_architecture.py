@@ -26,6 +26,8 @@ LAYERS = (
     ("write",),
     ("inspect", "lora"),
     ("search",),
+    ("report", "card", "signing", "gguf"),
+    ("publish",),
     ("pipeline",),
     ("service",),
     ("cli",),

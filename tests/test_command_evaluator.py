@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -14,7 +15,8 @@ import pytest
 from command_line import command
 from evaluations import Counting, judged_by, right
 
-from mergepipe.evaluate import Settings, find_evaluator, score
+from mergepipe.evaluate import Context, Settings, find_evaluator, score
+from mergepipe.model.api import api_model
 
 ROOT = Path(__file__).parent.parent
 BASE = ROOT / "recipes" / "quickstart" / "base"
@@ -157,3 +159,28 @@ def test_results_of_a_program_are_kept_only_under_a_version():
     assert evaluator.cached is not None
     assert not evaluator.cached(evaluator.parameters(run=("x",)))
     assert evaluator.cached(evaluator.parameters(run=("x",), version="2"))
+
+
+def test_a_program_is_told_where_a_server_is_and_what_holds_its_key_but_not_the_key(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-of-the-user-0123456789")
+    (tmp_path / "score.py").write_text(
+        "import json, sys; text = sys.stdin.read(); open('asked', 'w').write(text);"
+        "print(json.dumps({'metrics': {'one': 1}}))"
+    )
+    model = api_model("http://127.0.0.1:9/v1", "tiny", name="far")
+    evaluator = find_evaluator("command")
+    parameters = evaluator.parameters(run=(sys.executable, "score.py"), timeout=20.0)
+    result = evaluator.evaluate(model, Context(parameters, folder=tmp_path))
+    assert result.metrics["one"].value == 1
+    asked = (tmp_path / "asked").read_text()
+    assert json.loads(asked)["model"] == {
+        "name": "far",
+        "base_url": "http://127.0.0.1:9/v1",
+        "model": "tiny",
+        "kind": "completions",
+        "key_env": "OPENAI_API_KEY",
+    }
+    assert "sk-secret" not in asked

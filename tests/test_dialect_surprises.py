@@ -124,7 +124,7 @@ def test_what_was_in_the_output_folder_before_is_gone(folder):
     (out / "model.safetensors.index.json").write_text("{}")
     merge(prepare(write(folder), out=out), overwrite=True)
     written = sorted(one.name for one in out.iterdir())
-    assert written == ["config.json", "mergepipe.json", "model.safetensors"]
+    assert written == ["config.json", "mergepipe.json", "model.safetensors", "run.json"]
 
 
 def test_a_folder_named_like_a_model_on_the_hub_needs_no_network(folder, monkeypatch):

@@ -14,7 +14,7 @@ from mergepipe.method import method_names
 from mergepipe.recipe import fields
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 ALL_TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 MODELS = [
     fields.RecipeFields,
@@ -29,7 +29,7 @@ MODELS = [
 
 @pytest.mark.parametrize("name", [*method_names(), *evaluator_names()])
 def test_every_method_and_evaluator_is_documented(name: str):
-    assert f"`{name}`" in ALL_TEXT or f"## {name}" in ALL_TEXT
+    assert f"`{name}`" in ALL_TEXT or f"# {name}" in ALL_TEXT
 
 
 @pytest.mark.parametrize("name", [command.name for command in app.registered_commands])

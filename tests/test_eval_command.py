@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -70,7 +71,8 @@ def test_models_are_scored_side_by_side_and_a_second_run_loads_none(capsys, monk
     )
     assert found[0]["n"] == 20
     monkeypatch.setattr("mergepipe.model.load.local_model", None)  # loading would fail
-    assert command(capsys, *call).out == first.out
+    again = command(capsys, *call).out
+    assert again.replace('"cached": true', '"cached": false') == first.out
 
 
 def test_without_the_cache_nothing_is_kept(capsys, tmp_path):
@@ -359,3 +361,14 @@ def test_a_plugin_that_is_wrong_says_what_it_needs(capsys, plugin, head, words):
     said = command(capsys, "eval", BASE, "--use", "odd", "--plugin", plugin("odd", "pass", head))
     assert said.status == 2
     assert words in said.err
+
+
+@pytest.mark.parametrize(("said", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_that_wait_let_others_work_unless_the_user_says_otherwise(
+    capsys, monkeypatch, said, expected
+):
+    monkeypatch.setenv("OMP_WAIT_POLICY", said or "")
+    if said is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    assert command(capsys, "evaluators").status == 0
+    assert os.environ["OMP_WAIT_POLICY"] == expected

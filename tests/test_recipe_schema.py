@@ -23,6 +23,8 @@ from mergepipe.cli.init import TEMPLATE
 from mergepipe.errors import Problems
 from mergepipe.method import load_method, method_names
 from mergepipe.recipe import json_schema, parse, read_document
+from mergepipe.recipe.adapter_server import has_adapter_server, read_adapter_server, rest_of
+from mergepipe.recipe.ensembles import as_models, is_ensemble
 from mergepipe.search.remote import local_form
 from mergepipe.search.space import untuned
 
@@ -52,8 +54,15 @@ def validator() -> Any:
 def test_the_recipes_that_are_shipped_are_recipes():
     assert SHIPPED
     for file in SHIPPED:
-        problems = Problems()
-        assert parse(untuned(local_form(read_document(file)), problems), problems) is not None
+        document, problems = read_document(file), Problems()
+        if is_ensemble(document):
+            plain = as_models(untuned(document, problems))
+        elif has_adapter_server(document):
+            plain = rest_of(untuned(document, problems))
+            assert read_adapter_server(untuned(document, problems), problems) is not None
+        else:
+            plain = untuned(local_form(document), problems)
+        assert parse(plain, problems) is not None
         problems.raise_any()
 
 
@@ -109,4 +118,5 @@ def test_the_schema_is_plain_json_of_draft_2020_12():
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     assert schema["additionalProperties"] is False
     assert schema["required"] == ["mergepipe"]
-    assert schema["oneOf"] == [{"required": ["models"]}, {"required": ["service"]}]
+    kinds = ("models", "service", "ensemble")
+    assert schema["oneOf"] == [{"required": [kind]} for kind in kinds]

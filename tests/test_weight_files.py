@@ -45,7 +45,7 @@ def test_what_lies_beside_a_file_is_neither_read_nor_copied(folder):
     (folder / "tokenizer_config.json").write_text("not JSON")
     merge(prepared(folder))
     written = sorted(one.name for one in (folder / "out").iterdir())
-    assert written == ["mergepipe.json", "model.safetensors"]
+    assert written == ["mergepipe.json", "model.safetensors", "run.json"]
 
 
 def test_tied_names_of_a_pickle_are_both_written(folder):

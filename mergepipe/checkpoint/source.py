@@ -10,6 +10,7 @@ from mergepipe.checkpoint.folder import is_weight_file
 from mergepipe.errors import Problems
 
 _FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.spm", "*.tiktoken", "*.py", "tokenizer*"]
+_FILES += ["README.md", "LICENSE*", "LICENCE*"]  # which say whose the model is
 _SAFETENSORS = [*_FILES, "*.safetensors"]
 _PICKLES = [*_FILES, "pytorch_model*.bin", "adapter_model.bin"]
 # Subfolders hold the same weights in other formats; `consolidated` is Mistral's copy.

@@ -9,6 +9,7 @@ import traceback
 import typer
 
 from mergepipe.cli import (
+    card,
     combine_lora,
     convert,
     evaluate,
@@ -20,10 +21,14 @@ from mergepipe.cli import (
     lint,
     methods,
     plan,
+    publish,
+    report,
+    reproduce,
     run,
     schema,
     search,
     serve,
+    sign,
     tokens,
     transplant,
     verify,
@@ -74,7 +79,12 @@ app.command("eval")(evaluate.evaluate)
 app.command("inspect")(inspect.inspect)
 app.command("convert")(convert.convert)
 app.command("lint")(lint.lint)
+app.command("report")(report.report)
 app.command("verify")(verify.verify)
+app.command("reproduce")(reproduce.reproduce)
+app.command("card")(card.card)
+app.command("sign")(sign.sign)
+app.command("publish")(publish.publish)
 app.command("extract-lora")(extract_lora.extract_lora)
 app.command("combine-lora")(combine_lora.combine_lora)
 app.command("transplant")(transplant.transplant)
@@ -92,6 +102,9 @@ def main() -> None:
 
     Exits with 0 done, 2 wrong input, 3 environment, 4 a difference, 130 interrupted.
     """
+    # Before torch is loaded: its threads would spin while they wait for each other, which costs
+    # most of the time where others use the cores too. The numbers do not change.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with safe_streams():
         try:
             app()

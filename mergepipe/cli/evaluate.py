@@ -12,7 +12,7 @@ from mergepipe.cli.signals import stoppable
 
 __all__ = ["evaluate"]
 
-_MODELS = "A folder, org/name@revision, or api:URL#MODEL; label=... names it."
+_MODELS = "A folder, org/name@revision, api:URL#MODEL or ensemble.yaml; label=... names it."
 _USE = "An evaluator, as in bits_per_byte:data=texts.jsonl,limit=50; repeatable."
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -25,7 +27,18 @@ def evolve_lora(
     adapters: Annotated[
         list[Path] | None, typer.Argument(metavar="[ADAPTER]...", help="Folders of one base.")
     ] = None,
-    base: Annotated[Path | None, typer.Option("--base", help="The base's folder.")] = None,
+    base: Annotated[
+        str | None,
+        typer.Option("--base", help="The base's folder; or api:URL#MODEL, see --folder."),
+    ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option("--folder", help="Where the server loads adapters from, at run time."),
+    ] = None,
+    seen_as: Annotated[
+        str | None,
+        typer.Option("--seen-as", help="That folder as the server sees it; default: the same."),
+    ] = None,
     service: Annotated[
         str | None,
         typer.Option("--service", metavar="URL", help="A merge service, in place of these."),
@@ -57,58 +70,85 @@ def evolve_lora(
 
     if (service is None) == (base is None) or bool(adapters) != bool(base):
         raise InputError(Problem("evolve-lora", "give --base and adapters, or --service"))
+    if (folder is not None) != (base or "").startswith("api:") or (seen_as and not folder):
+        what = "--folder is where a server loads adapters from"
+        raise InputError(Problem("evolve-lora", what, "give it with --base api:URL#MODEL"))
     if out.exists() and not overwrite:
         raise InputError(Problem(str(out), "exists", "give --overwrite to replace it"))
     with stoppable():
         pairs = evolving.read_pairs(data)
-        source = _Source(base, adapters or [], service)
-        evolved = evolving.evolve_adapters(
-            source.composed,
-            source.labels,
-            pairs,
-            how=how,
-            preset=Preset(denoising, scaling),
-            seed=seed,
-            report=_told(),
-        )
+        if service is not None:
+            source = _of_service(service)
+        elif folder is not None:
+            source = _on_server(str(base), adapters or [], folder, seen_as, out)
+        else:
+            source = _here(Path(str(base)), adapters or [])
+        with source.session:
+            evolved = evolving.evolve_adapters(
+                source.composed,
+                source.labels,
+                pairs,
+                how=how,
+                preset=Preset(denoising, scaling),
+                seed=seed,
+                report=_told(),
+            )
         source.write(evolved, out, overwrite=overwrite)
         _show(evolved, out, json_only=json)
 
 
+@dataclass
 class _Source:
-    """Adapters here, or those of a service."""
+    """Adapters here, asked here or on a server, or those of a service, whose weights stay there."""
 
-    def __init__(self, base: Path | None, adapters: list[Path], service: str | None) -> None:
-        from mergepipe.errors import InputError, Problem
-
-        self._pool: AdapterPool | None = None
-        self.labels: tuple[str, ...]
-        self.composed: Composed
-        if service is not None:
-            from mergepipe.search.remote import remote_pool
-
-            remote = remote_pool(service)
-            self.labels, self.composed = remote.adapters, remote.composed
-            return
-        from mergepipe.lora.composed import ComposedModels
-        from mergepipe.lora.composing import open_adapters
-
-        named = {str(folder): folder for folder in adapters}
-        if len(named) < len(adapters):
-            raise InputError(Problem("evolve-lora", "an adapter is given twice"))
-        assert base is not None, "checked before"
-        self._pool = open_adapters(named)
-        self.labels, self.composed = self._pool.labels, ComposedModels(base, self._pool).composed
+    labels: tuple[str, ...]
+    composed: Composed
+    pool: AdapterPool | None = None
+    session: AbstractContextManager[None] = field(default_factory=nullcontext)
 
     def write(self, evolved: Evolved, out: Path, *, overwrite: bool) -> None:
         from mergepipe.pipeline.evolving import write_report
 
-        if self._pool is None:  # the weights are the service's
+        if self.pool is None:
             write_report(evolved, out)
             return
         genome = evolved.found.genome
-        self._pool.write(genome.keep, genome.weights, out, overwrite=overwrite)
+        self.pool.write(genome.keep, genome.weights, out, overwrite=overwrite)
         write_report(evolved, out / "evolved.json")
+
+
+def _of_service(url: str) -> _Source:
+    from mergepipe.search.remote import remote_pool
+
+    remote = remote_pool(url)
+    return _Source(remote.adapters, remote.composed)
+
+
+def _here(base: Path, adapters: list[Path]) -> _Source:
+    from mergepipe.lora.composed import ComposedModels
+    from mergepipe.lora.composing import open_adapters
+
+    pool = open_adapters(_named(adapters))
+    return _Source(pool.labels, ComposedModels(base, pool).composed, pool)
+
+
+def _on_server(
+    base: str, adapters: list[Path], folder: Path, seen_as: str | None, out: Path
+) -> _Source:
+    from mergepipe.cli.progress import tell
+    from mergepipe.pipeline.adapter_serving import addressed_compositions
+
+    made = addressed_compositions(base, _named(adapters), folder, seen_as, out)
+    return _Source(tuple(made.adapters), made.composed, made.pool(), made.session(tell))
+
+
+def _named(adapters: list[Path]) -> dict[str, Path]:
+    from mergepipe.errors import InputError, Problem
+
+    named = {str(folder): folder for folder in adapters}
+    if len(named) < len(adapters):
+        raise InputError(Problem("evolve-lora", "an adapter is given twice"))
+    return named
 
 
 def _told() -> Callable[[int, float], None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import typer
 
@@ -18,6 +18,7 @@ __all__ = [
     "Out",
     "Plugin",
     "RecipeFile",
+    "ScoreDtype",
     "Set",
     "Threads",
 ]
@@ -68,7 +69,13 @@ MaxMemory: TypeAlias = Annotated[
 ]
 Device: TypeAlias = Annotated[
     str | None,
-    typer.Option("--device", help="Compute by torch there, such as cuda; default: the CPU."),
+    typer.Option(
+        "--device", help="Merge and score by torch there, such as cuda; default: the CPU."
+    ),
+]
+ScoreDtype: TypeAlias = Annotated[
+    Literal["float32", "bfloat16", "float16"],
+    typer.Option("--score-dtype", help="Of the weights while models are scored."),
 ]
 Plugin: TypeAlias = Annotated[
     list[Path] | None,

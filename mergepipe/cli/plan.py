@@ -33,6 +33,7 @@ def plan(
     from mergepipe import pipeline
     from mergepipe.cli import plan_table
     from mergepipe.cli.console import print_warnings
+    from mergepipe.errors import InputError, Problem
     from mergepipe.execute import Resources
 
     prepared = pipeline.prepare_file(
@@ -44,5 +45,8 @@ def plan(
         plugins=plugin or (),
         compat=compat,
     )
+    if prepared.ensemble is not None:
+        what = "an ensemble is not merged, so there is nothing to plan"
+        raise InputError(Problem(recipe.name, what, "`mergepipe run` scores it"))
     plan_table.show(prepared, json_only=json)
     print_warnings(() if json else prepared.warnings)

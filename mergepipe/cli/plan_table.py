@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict
 
 from mergepipe.cli.console import results, size
 from mergepipe.cli.vocabulary_table import vocabulary_json, vocabulary_lines
 from mergepipe.errors import printable
-from mergepipe.pipeline import Prepared
+from mergepipe.pipeline import Prepared, planned_search
 from mergepipe.plan import Group, Plan, as_json, groups
+from mergepipe.search.space import Choice, Gene, Value
 
 __all__ = ["show"]
 
@@ -28,8 +30,11 @@ def show(prepared: Prepared, *, json_only: bool) -> None:
     if prepared.united is not None:
         for line in (*vocabulary_lines(prepared.united.union), ""):
             _print(line)
-    for name, line in _totals(prepared).items():
+    totals = _totals(prepared) if prepared.plans else _place(prepared)
+    for name, line in totals.items():
         _print(f"{name:8} {line}")
+    for line in _search_lines(prepared):
+        _print(line)
 
 
 def _print(line: str) -> None:
@@ -39,7 +44,7 @@ def _print(line: str) -> None:
 def _json(prepared: Prepared) -> dict[str, object]:
     return {
         "output": str(prepared.target) if prepared.target else None,
-        "peak_bytes": prepared.peak_bytes,
+        "peak_bytes": prepared.peak_bytes if prepared.plans else 0,
         "disk_bytes": prepared.disk_bytes,
         "threads": prepared.threads,
         "warnings": list(prepared.warnings),
@@ -49,7 +54,57 @@ def _json(prepared: Prepared) -> dict[str, object]:
             else {"vocabulary": vocabulary_json(prepared.united.union)}
         ),
         "stages": [as_json(plan, prepared.threads) for plan in prepared.plans],
+        **_search_json(prepared),
     }
+
+
+def _search_json(prepared: Prepared) -> dict[str, object]:
+    planned, spec = planned_search(prepared), prepared.recipe.search
+    if planned is None or spec is None:
+        return {}
+    genes, batch = planned
+    fields = {"optimizer": spec.fields.optimizer, "budget": spec.fields.budget, "batch": batch}
+    searched = [asdict(gene) for gene in genes]
+    return {"search": {**fields, "evaluations": list(spec.weights), "genes": searched}}
+
+
+def _search_lines(prepared: Prepared) -> Iterator[str]:
+    planned, spec = planned_search(prepared), prepared.recipe.search
+    if planned is None or spec is None:
+        return
+    genes, batch = planned
+    yield (
+        f"search   {spec.fields.budget} candidates of {len(genes)} values by "
+        f"{spec.fields.optimizer}, {batch} at a time, scored on {', '.join(spec.weights)}"
+    )
+    for gene in genes[:_MOST_NAMES]:
+        yield f"      · {gene.name}: {_range(gene)}, from {_shown(gene.start)}"
+    if len(genes) > _MOST_NAMES:
+        yield f"      · and {len(genes) - _MOST_NAMES} more (--json lists all)"
+
+
+def _range(gene: Gene) -> str:
+    if isinstance(gene, Choice):
+        return " or ".join(map(str, gene.values))
+    return f"{gene.low:g} to {gene.high:g}"
+
+
+def _shown(value: Value) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _place(prepared: Prepared) -> dict[str, str]:
+    """Say where a merge is made of which there is no plan here."""
+    made = prepared.compositions
+    if made is not None:
+        url, folder = made.server.base.location["base_url"], made.server.folder
+        said = f"{url} loads merges of {', '.join(made.adapters)} from {folder} and scores them"
+        return {"server": f"{said}; the base's weights do not come here"}
+    if prepared.service is None:
+        return {}
+    url = prepared.service.address.base_url
+    models = ", ".join(prepared.service.labels)
+    return {"service": f"{url} merges and scores candidates of {models}; no weights come here"}
 
 
 def _plan_lines(plan: Plan) -> Iterator[str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mergepipe.cli.finishing import Sign
 from mergepipe.cli.options import (
     AllowCommands,
     Compat,
@@ -17,6 +19,7 @@ from mergepipe.cli.options import (
     Out,
     Plugin,
     RecipeFile,
+    ScoreDtype,
     Set,
     Threads,
 )
@@ -40,6 +43,8 @@ def run(
     device: Device = None,
     plugin: Plugin = None,
     compat: Compat = None,
+    sign: Sign = None,
+    score_dtype: ScoreDtype = "float32",
     *,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the output folder if it exists.")
@@ -57,9 +62,9 @@ def run(
     errors: Errors = False,
     json: Json = False,
 ) -> None:
-    """Merge, going on where a run that was cut off stopped, and score what comes out."""
+    """Merge, going on where a run that was cut off stopped; score and publish what comes out."""
     from mergepipe import pipeline
-    from mergepipe.cli import progress, scoring
+    from mergepipe.cli import finishing, progress, scoring
     from mergepipe.execute import Resources
 
     with stoppable():
@@ -67,7 +72,7 @@ def run(
             recipe,
             settings=overrides or (),
             out=out,
-            resources=Resources(threads, max_memory, device),
+            resources=Resources(threads, max_memory, device, score_dtype),
             plugins=plugin or (),
             compat=compat,
             tell=progress.tell,
@@ -75,16 +80,19 @@ def run(
         allowed = frozenset({"commands"} if allow_commands else ())
         with scoring.opened(prepared.evaluations, allowed, cached=not no_cache) as settings:
             shown = scoring.Shown(json=json, errors=errors)
+            finishing.check(prepared.recipe.publish, sign, overwrite=overwrite)
             if prepared.recipe.search is not None:
                 how = pipeline.Searching(plugins=tuple(plugin or ()), overwrite=overwrite)
-                run_tuned(prepared, how, settings, shown, sync=not no_sync)
-                return
-            _run(prepared, settings, shown, overwrite=overwrite, sync=not no_sync)
+                made = run_tuned(prepared, how, settings, shown, sync=not no_sync)
+            else:
+                made = _run(prepared, settings, shown, overwrite=overwrite, sync=not no_sync)
+            if made is not None:
+                finishing.finish(made, prepared.recipe.publish, sign, overwrite=overwrite)
 
 
 def _run(
     prepared: Prepared, settings: Settings, shown: Shown, *, overwrite: bool, sync: bool
-) -> None:
+) -> Path | None:
     from mergepipe import pipeline
     from mergepipe.cli import progress, scoring
     from mergepipe.cli.console import print_warnings
@@ -94,11 +102,11 @@ def _run(
     print_warnings(prepared.warnings)
     if is_cold():
         progress.tell("compiling kernels for this machine, once: about ten seconds")
-    if prepared.recipe.compares:
+    if prepared.recipe.compares or not prepared.plans:
         with scoring.progress(settings) as (notice, told):
             scores = pipeline.compare(prepared, notice=notice, settings=told)
         scoring.show(scores, shown)
-        return
+        return None
     with progress.shown() as report:
         outcome = pipeline.merge(
             prepared, overwrite=overwrite, sync=sync, report=report, tell=progress.tell
@@ -116,3 +124,4 @@ def _run(
         reference=pipeline.reference_of(prepared),
         beside=progress.as_json(outcome, warnings),
     )
+    return outcome.folder

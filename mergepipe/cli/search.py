@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +19,7 @@ from mergepipe.cli.options import (
     Out,
     Plugin,
     RecipeFile,
+    ScoreDtype,
     Set,
     Threads,
 )
@@ -40,6 +42,7 @@ def search(
     device: Device = None,
     plugin: Plugin = None,
     compat: Compat = None,
+    score_dtype: ScoreDtype = "float32",
     workers: Annotated[
         int | None,
         typer.Option(
@@ -55,7 +58,10 @@ def search(
     storage: Annotated[
         str | None,
         typer.Option(
-            "--storage", metavar="URL", help="Where Optuna keeps the trials; default: a file."
+            "--storage",
+            envvar="MERGEPIPE_STORAGE",
+            metavar="URL",
+            help="Of the database where Optuna keeps the trials; default: a file.",
         ),
     ] = None,
     plot: Annotated[
@@ -76,16 +82,16 @@ def search(
 ) -> None:
     """Tune what a recipe searches, going on where it was cut off; merge and score the best."""
     from mergepipe import pipeline
-    from mergepipe.cli import progress, scoring
+    from mergepipe.cli import finishing, progress, scoring
     from mergepipe.execute import Resources
 
     changed = [*(overrides or ()), *([] if budget is None else [f"search.budget={budget}"])]
     with stoppable():
-        prepared = pipeline.prepare_search(
+        prepared = pipeline.prepare_file(
             recipe,
             settings=changed,
             out=out,
-            resources=Resources(threads, max_memory, device),
+            resources=Resources(threads, max_memory, device, score_dtype),
             plugins=plugin or (),
             compat=compat,
             tell=progress.tell,
@@ -96,7 +102,11 @@ def search(
                 workers=workers, storage=storage, plugins=tuple(plugin or ()), overwrite=overwrite
             )
             shown = scoring.Shown(json=json, errors=errors)
-            run_tuned(prepared, how, settings, shown, merge=not no_merge, plot=plot)
+            spec = prepared.recipe.publish
+            finishing.check(spec, None, overwrite=overwrite)
+            made = run_tuned(prepared, how, settings, shown, merge=not no_merge, plot=plot)
+            if made is not None:
+                finishing.finish(made, spec, None, overwrite=overwrite)
 
 
 def run_tuned(
@@ -108,8 +118,8 @@ def run_tuned(
     merge: bool = True,
     plot: Path | None = None,
     sync: bool = True,
-) -> None:
-    """Search, say what was found, and do what the best recipe says."""
+) -> Path | None:
+    """Search, say what was found, do what the best recipe says, and give its checkpoint."""
     from dataclasses import replace
 
     from mergepipe import pipeline
@@ -138,13 +148,20 @@ def run_tuned(
     if not shown.json:
         search_table.show(found)
     progress.tell(f"the best recipe: {found.best}")
-    beside = {"search": search_table.as_json(found)}
+    beside: dict[str, object] = {"search": search_table.as_json(found)}
+    if prepared.ensemble is not None:
+        _score_mixture(prepared, found.best, settings, shown, beside, how.plugins)
+        return None
+    if merge and prepared.compositions is not None:
+        _write_adapter(prepared, found.best, settings, shown, beside, how)
+        return None
     if not merge or prepared.service is not None:  # the weights are the service's
         scoring.show(Scores(()), shown, beside=beside)
-        return
+        return None
     best = pipeline.prepare(
         found.best, out=prepared.target, resources=prepared.resources, plugins=how.plugins
     )
+    best = replace(best, evaluations=prepared.evaluations)  # whose files lie beside the recipe
     with progress.shown() as bars:
         outcome = pipeline.merge(
             best, overwrite=how.overwrite, sync=sync, report=bars, tell=progress.tell
@@ -159,3 +176,51 @@ def run_tuned(
         reference=pipeline.reference_of(best),
         beside={**progress.as_json(outcome, found.warnings), **beside},
     )
+    return outcome.folder
+
+
+def _score_mixture(
+    prepared: Prepared,
+    best: Path,
+    settings: Settings,
+    shown: Shown,
+    beside: Mapping[str, object],
+    plugins: Sequence[Path],
+) -> None:
+    """Score the members and the best mixture; there are no weights to be written."""
+    from dataclasses import replace
+
+    from mergepipe import pipeline
+    from mergepipe.cli import scoring
+
+    found = pipeline.prepare_file(best, resources=prepared.resources, plugins=plugins)
+    held = replace(settings, part="final")
+    with scoring.progress(held) as (notice, told):
+        scores = pipeline.compare(found, notice=notice, settings=told)
+    scoring.show(scores, shown, reference="uniform", beside=beside)
+
+
+def _write_adapter(
+    prepared: Prepared,
+    best: Path,
+    settings: Settings,
+    shown: Shown,
+    beside: dict[str, object],
+    how: Searching,
+) -> None:
+    """Write the best merge of adapters, and score it and its inputs on the server."""
+    from dataclasses import replace
+
+    from mergepipe import pipeline
+    from mergepipe.cli import progress, scoring
+
+    found = pipeline.prepare_file(
+        best, out=prepared.target, resources=prepared.resources, plugins=how.plugins
+    )
+    out = pipeline.write_composition(found, overwrite=how.overwrite)
+    progress.tell(f"the best adapter: {out}")
+    held = replace(settings, part="final")
+    with scoring.progress(held) as (notice, told):
+        asked = replace(found, target=None, evaluations=prepared.evaluations)
+        scores = pipeline.compare(asked, notice=notice, settings=told)
+    scoring.show(scores, shown, reference="base", beside=beside)

@@ -96,7 +96,8 @@ def _real(gain: Gain) -> tuple[str, str]:
 def _remarks(found: Searched) -> Iterator[str]:
     verdict, winner = found.verdict, found.winner
     if winner.number == 0:
-        yield "no candidate was better than the untuned merge"
+        start = next((one.over for one in verdict.gains), "the start")
+        yield f"no candidate was better than {start}"
     if verdict.gap is not None and verdict.is_overfit:
         value, low, high = verdict.gap
         yield (

@@ -14,7 +14,17 @@ __all__ = ["serve"]
 
 
 def serve(
-    pool: Annotated[Path, typer.Argument(help="The pool, a YAML file.")],
+    pool: Annotated[
+        Path, typer.Argument(help="The pool, a YAML file; with --adapters a model's folder.")
+    ],
+    adapters: Annotated[
+        Path | None,
+        typer.Option(
+            "--adapters",
+            metavar="FOLDER",
+            help="Serve one model, whose LoRA adapters clients load from FOLDER.",
+        ),
+    ] = None,
     host: Annotated[
         str, typer.Option("--host", help="The address to listen on; others need keys.")
     ] = "127.0.0.1",
@@ -33,7 +43,7 @@ def serve(
     max_memory: MaxMemory = None,
     device: Device = None,
 ) -> None:
-    """Serve merges of a pool: clients post coefficients and ask the result; weights stay here."""
+    """Serve merges of a pool, by coefficients, or a model with LoRA adapters loaded at run time."""
     from mergepipe.cli.console import messages
     from mergepipe.cli.progress import tell
     from mergepipe.errors import EnvironmentFault, InputError, Problem
@@ -41,15 +51,16 @@ def serve(
 
     try:
         from mergepipe.service import keys, serving
-        from mergepipe.service.pool import read_pool
+        from mergepipe.service.pool import lone_base, read_pool
     except ImportError as error:
         what, fix = f"needs a package: {error}", "pip install 'mergepipe[service]'"
         raise EnvironmentFault(Problem("mergepipe serve", what, fix)) from error
 
-    found = read_pool(pool)
+    found = read_pool(pool) if adapters is None else lone_base(pool, adapters)
     if new_key is not None:
         if found.keys is None:
-            raise InputError(Problem(str(pool), "it names no keys file", "write `keys: ./keys`"))
+            fix = "write `keys: ./keys` into a pool (with --adapters: a pool with `load_from`)"
+            raise InputError(Problem(str(pool), "it names no keys file", fix))
         print(keys.add_key(found.keys, new_key))  # noqa: T201
         tell(f"{found.keys}: has its digest; the key itself is shown only this once")
         return

@@ -40,7 +40,10 @@ def transplant(
     seed: Annotated[int, typer.Option("--seed", min=0, help="For methods that draw.")] = 0,
     text: Annotated[
         Path | None,
-        typer.Option("--text", help="Texts, as JSON Lines: bits per byte before and after."),
+        typer.Option(
+            "--text",
+            help="Texts, as JSON Lines: bits per byte before and after; `auto` chooses by them.",
+        ),
     ] = None,
     threads: Threads = None,
     max_memory: MaxMemory = None,

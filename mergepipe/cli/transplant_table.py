@@ -28,6 +28,12 @@ _WORDS = {
     "mean": "mean",
 }
 
+_MEASURES = {
+    "bytes_per_token": "bytes/token",
+    "fertility": "tokens/word",
+    "renyi_efficiency": "Rényi efficiency",
+}
+
 
 def show_plan(prepared: Prepared, *, json_only: bool) -> None:
     """Print what a transplant would do."""
@@ -38,6 +44,11 @@ def show_plan(prepared: Prepared, *, json_only: bool) -> None:
     for line in plan_lines(found):
         _print(line)
     _print(f"  disk {size(prepared.disk_bytes)}, {size(found.bytes_written)} of it made rows")
+    _print(f"  memory {size(_peak_bytes(prepared, found))} at most, beside the program's own")
+
+
+def _peak_bytes(prepared: Prepared, found: Transplant) -> int:
+    return max(prepared.peak_bytes, found.peak_bytes)
 
 
 def plan_lines(transplant: Transplant) -> Iterator[str]:
@@ -66,6 +77,7 @@ def _plan_json(prepared: Prepared, found: Transplant) -> dict[str, Any]:
         **as_json(found, ()),
         "tensors": {one.name: list(one.stored.shape) for one in found.tensors},
         "disk_bytes": prepared.disk_bytes,
+        "peak_bytes": _peak_bytes(prepared, found),
         "warnings": list(prepared.warnings),
     }
 
@@ -114,6 +126,18 @@ def report_lines(said: Mapping[str, Any]) -> Iterator[str]:
         worst = (printable(repr(one["token"]), 30) for one in table["worst"][:_SHOWN])
         if table["worst"]:
             yield f"    worst: {', '.join(worst)}"
+    yield from _quality_lines(said["quality"])
+
+
+def _quality_lines(quality: Mapping[str, Any]) -> Iterator[str]:
+    lost = quality["unreachable"]
+    yield f"  unreachable tokens: {lost['model']:,} before, {lost['tokenizer']:,} after"
+    for name, one in quality["texts"].items():
+        yield f"  {name}:"
+        for field, label in _MEASURES.items():
+            before, after = (one[side][field] for side in ("model", "tokenizer"))
+            if before is not None and after is not None:
+                yield f"    {label}: {before:.3f} before, {after:.3f} after"
 
 
 def _spread(values: Mapping[str, float]) -> str:

@@ -12,14 +12,15 @@ from mergepipe.verify import Verdict
 __all__ = ["show"]
 
 
-def show(folder: Path, found: Verdict, *, json_only: bool) -> None:
+def show(folder: Path, found: Verdict, *, json_only: bool, is_signed: bool = False) -> None:
     """Print a verdict; of differences, only as JSON, as they are errors."""
     if json_only:
         print(json.dumps(_json(folder, found), indent=2))  # noqa: T201
         return
     print_warnings(printable(f"{name}: not in the manifest") for name in found.extra)
     if not found.differences:
-        line = f"{folder}: as it was written: {found.tensors} tensors, {size(found.bytes_read)}"
+        how = "as it was written and signed" if is_signed else "as it was written"
+        line = f"{folder}: {how}: {found.tensors} tensors, {size(found.bytes_read)}"
         results.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
 

@@ -23,11 +23,12 @@ _MEMORY_INFO = Path("/proc/meminfo")
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What a run may use: workers, bytes of buffers, and the device that torch computes on."""
+    """What a run may use: workers, bytes of buffers, where torch computes, how models are asked."""
 
     threads: int | None = None
     max_memory: int | None = None
     device: str | None = None  # None: fused kernels on the CPU
+    score_dtype: str = "float32"  # of models while they are asked
 
 
 @dataclass(frozen=True, slots=True)

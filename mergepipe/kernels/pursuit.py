@@ -23,8 +23,8 @@ Ints: TypeAlias = NDArray[np.int64]
 _LANES = 32
 STRETCH = 256  # atoms of which the largest |estimate| is kept
 _TILE = 4096  # atoms whose estimates stay in the first cache while Gram rows are subtracted
-_LAZY = 0.08  # updates left out may add up to this part of the last correlation
-_LOOSE = 0.16  # errors above this part of the last correlation: too many atoms could be the best
+_LAZY = 0.1  # updates left out may add up to this part of the last correlation
+_LOOSE = 0.2  # errors above this part of the last correlation: too many atoms could be the best
 _DEAR = 3  # a product in a matrix product costs so many times less than one of a Gram row
 _DEPENDENT = 1e-12  # squared distance of an atom from the span, over its squared norm
 _EXPLAINED = 1e-6  # residual, over the norm of the target
@@ -113,7 +113,7 @@ def begin(search: Search, first: int, last: int, longest: float) -> None:  # pra
     """Take stale estimates as products of residuals and atoms of norms up to `longest`."""
     lanes = np.empty(_LANES, np.float32)
     for i in range(first, last):
-        if not search.stale[i]:
+        if not (search.stale[i] and search.active[i]):
             continue
         norm = np.sqrt((search.residuals[i] ** 2).sum())
         search.errors[i] = norm * longest * (search.targets.shape[1] + 2) * _HALF_ULP
@@ -138,26 +138,47 @@ def _best(
     estimates: Floats, peaks: Floats, error: float, atoms: Floats, residual: Doubles, lanes: Doubles
 ) -> tuple[int, float]:  # pragma: no cover
     """Find the atom of the largest |correlation|, the lowest of equals, and that correlation."""
-    floor = np.float32((np.float64(peaks.max()) - 2 * error) * (1 - 1e-6))
-    best, largest = -1, 0.0
+    # The correlation of the largest estimate is known first: few others can still be as large.
+    likely = _likeliest(estimates, peaks)
+    if likely < 0:
+        return -1, 0.0
+    best, largest = likely, abs(_dot(residual, atoms[likely], lanes))
+    floor = np.float32((largest - error) * (1 - 1e-6))
     for at in range(peaks.size):
         if peaks[at] < floor:
             continue
         for j in range(at * STRETCH, min((at + 1) * STRETCH, estimates.size)):
             if abs(estimates[j]) >= floor:
                 value = abs(_dot(residual, atoms[j], lanes))
-                if value > largest:
+                if value > largest or (value == largest and j < best):
                     best, largest = j, value
+                    floor = np.float32((largest - error) * (1 - 1e-6))
+    if largest == 0:
+        return -1, 0.0
     return best, largest
 
 
 @kernel
+def _likeliest(estimates: Floats, peaks: Floats) -> int:  # pragma: no cover
+    """Find the first of the largest |estimate|; -1 where all atoms are taken."""
+    at = np.argmax(peaks)
+    for j in range(at * STRETCH, min((at + 1) * STRETCH, estimates.size)):
+        if abs(estimates[j]) >= peaks[at]:
+            found: int = j
+            return found
+    return -1
+
+
+@kernel
 def extend(search: Search, first: int, last: int, atoms: Floats) -> None:  # pragma: no cover
-    """Give every active target its next atom, and solve for the coefficients of all it has."""
+    """Give every active target its next atom, and solve for the coefficients of all it has.
+
+    Those whose estimates are stale wait; those that have all their atoms, or need no more, end.
+    """
     lanes = np.empty(_LANES)
     wide = np.empty(atoms.shape[1])
     for i in range(first, last):
-        if not search.active[i]:
+        if search.stale[i] or not search.active[i]:
             continue
         best, largest = _best(
             search.estimates[i],
@@ -175,7 +196,8 @@ def extend(search: Search, first: int, last: int, atoms: Floats) -> None:  # pra
         _solve(search, i)
         before = (search.targets[i].astype(np.float64) ** 2).sum()
         _leave(search, i, atoms)
-        if (search.residuals[i] ** 2).sum() <= _EXPLAINED**2 * before:
+        explained = (search.residuals[i] ** 2).sum() <= _EXPLAINED**2 * before
+        if explained or search.counts[i] == search.ids.shape[1]:
             search.active[i] = False
 
 
@@ -243,7 +265,7 @@ def update(
     """
     lanes = np.empty(_LANES, np.float32)
     for i in range(first, last):
-        if search.active[i]:
+        if search.active[i] and not search.stale[i]:
             chosen, weights = _due(search, i, scales, slots, longest)
             if search.stale[i]:
                 continue

@@ -1,6 +1,7 @@
 """Drop elements of each task vector at random, then elect signs and average as TIES does.
 
-Yu et al., "Language Models are Super Mario", ICML 2024. https://arxiv.org/abs/2311.03099
+Yu et al., "Language Models are Super Mario: Absorbing Abilities from Homologous Models as a Free
+Lunch", ICML 2024. https://arxiv.org/abs/2311.03099
 
     m_i ~ Bernoulli(density)  per element,    τ̂_i = (m_i ⊙ τ_i) / density
     s   = sgn(Σ_i w_i τ̂_i)

@@ -1,7 +1,8 @@
 """Average models on the sphere: the direction nearest to all of theirs, at their mean length.
 
 Karcher, "Riemannian center of mass and mollifier smoothing", CPAM 1977; of models: Wang, Ye and
-Yin, 2026. https://arxiv.org/abs/2603.04972
+Yin, "Functionality-Oriented LLM Merging on the Fisher-Rao Manifold", 2026.
+https://arxiv.org/abs/2603.04972
 
     u_i = θ_i / r_i,    r_i = ‖θ_i‖,    φ_i = arccos ⟨m, u_i⟩
     T = 1/N Σ_i φ_i / sin φ_i · (u_i − ⟨m, u_i⟩ m)

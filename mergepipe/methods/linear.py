@@ -1,6 +1,7 @@
 """Weighted average of the models' parameters (model soup).
 
-Wortsman et al., "Model soups", ICML 2022. https://arxiv.org/abs/2203.05482
+Wortsman et al., "Model soups: averaging weights of multiple fine-tuned models improves accuracy
+without increasing inference time", ICML 2022. https://arxiv.org/abs/2203.05482
 
     θ = Σ_i w_i θ_i / Σ_i w_i        (the division only with `normalize`)
 

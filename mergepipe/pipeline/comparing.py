@@ -7,9 +7,12 @@ from collections.abc import Callable, Iterator
 from mergepipe.errors import InputError, Problem
 from mergepipe.evaluate import Scores, Settings, league, score
 from mergepipe.model import Model
+from mergepipe.pipeline.adapter_serving import score_composition
+from mergepipe.pipeline.beside import score_beside
+from mergepipe.pipeline.ensembles import score_ensemble
 from mergepipe.pipeline.live import LiveModels
 from mergepipe.pipeline.preparing import Prepared
-from mergepipe.pipeline.scoring import input_models
+from mergepipe.pipeline.scoring import input_models, with_retention
 
 __all__ = ["compare"]
 
@@ -27,6 +30,10 @@ def compare(
         if there is nothing to score them on, or an output is named.
 
     """
+    if prepared.ensemble is not None:
+        return score_ensemble(prepared, notice=notice, settings=settings)
+    if prepared.compositions is not None:
+        return score_composition(prepared, notice=notice, settings=settings)
     if not prepared.evaluations:
         what = "a comparison needs something to score the merges on"
         raise InputError(Problem(prepared.recipe.file.name, what, "give `evaluate:`"))
@@ -35,7 +42,9 @@ def compare(
         fix = "leave the output away, or `run` the merge that you choose"
         raise InputError(Problem(str(prepared.target), what, fix))
     scores = score(_models(prepared, notice), prepared.evaluations, settings)
-    return Scores(league(scores.rows, tuple(prepared.checkpoints)), scores.failures)
+    scores += score_beside(prepared, notice=notice, settings=settings)
+    ranked = league(scores.rows, tuple(prepared.checkpoints), tuple(prepared.recipe.beside))
+    return with_retention(prepared, Scores(ranked, scores.failures))
 
 
 def _models(prepared: Prepared, notice: Callable[[str], None]) -> Iterator[Model]:

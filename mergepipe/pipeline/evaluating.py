@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -14,11 +14,14 @@ from pydantic import ValidationError
 from mergepipe.checkpoint import ModelSource, open_checkpoint
 from mergepipe.errors import InputError, Problem, Problems
 from mergepipe.evaluate import Evaluation
+from mergepipe.execute import Resources
 from mergepipe.model import Model
 from mergepipe.pipeline.addressed import PREFIX, Addressed, api_model_of, read_address
+from mergepipe.pipeline.ensembles import Members, prepare_ensemble
 from mergepipe.pipeline.late import LateModel
-from mergepipe.pipeline.preparing import find_evaluations
-from mergepipe.recipe import EvaluateFields, evaluation_spec
+from mergepipe.pipeline.preparing import Prepared, find_evaluations
+from mergepipe.recipe import EvaluateFields, evaluation_spec, read_document
+from mergepipe.recipe.ensembles import is_ensemble
 
 __all__ = ["NamedModel", "ask_models", "name_models", "read_uses"]
 
@@ -30,15 +33,19 @@ _CLOSING = {"[": "]", "{": "}", '"': '"', "'": "'"}
 
 @dataclass(frozen=True, slots=True)
 class NamedModel:
-    """A model of the command line, not loaded: a folder, or a server and the model's name there."""
+    """A model of the command line, not loaded.
+
+    It is a folder, a server and the model's name there, or the recipe of an ensemble.
+    """
 
     label: str
     folder: Path | None = None
     server: Addressed | None = None
+    ensemble: Prepared | None = None
 
 
 def name_models(texts: Sequence[str], *, local_files_only: bool = False) -> tuple[NamedModel, ...]:
-    """Read `folder`, `org/name@revision` or `api:URL?option=value#MODEL`.
+    """Read `folder`, `org/name@revision`, `api:URL?option=value#MODEL` or `ensemble.yaml`.
 
     Each may stand after `label=`. A model on the hub is fetched into its cache.
 
@@ -74,6 +81,8 @@ def _api(label: str, text: str, problems: Problems) -> NamedModel | None:
 
 def _folder(label: str, text: str, problems: Problems, *, local_only: bool) -> NamedModel | None:
     path = Path(os.path.expanduser(text))  # noqa: PTH111 (which never raises)
+    if path.suffix in {".yaml", ".yml"} and path.is_file():
+        return _ensemble(label or path.stem, path, problems, local_only=local_only)
     hub = None if path.exists() else _HUB_NAME.fullmatch(text)
     name = label or (hub[1].rpartition("/")[2] if hub else path.resolve().name)
     at, revision = (None, None) if hub is None else (hub[1], hub[2])
@@ -85,6 +94,16 @@ def _folder(label: str, text: str, problems: Problems, *, local_only: bool) -> N
         problems.add(text, "weights alone, without configuration and tokenizer, cannot be asked")
         return None
     return NamedModel(name, checkpoint.folder)
+
+
+def _ensemble(label: str, file: Path, problems: Problems, *, local_only: bool) -> NamedModel | None:
+    document = read_document(file)
+    if not is_ensemble(document):
+        what = "is no model: of recipes, only those of ensembles can be asked"
+        problems.add(str(file), what, "`mergepipe run` it, and name the folder")
+        return None
+    prepared = prepare_ensemble(document, problems, local_files_only=local_only)
+    return NamedModel(label, ensemble=prepared)
 
 
 def ask_models(
@@ -113,7 +132,11 @@ def ask_models(
 def _model(model: NamedModel, dtype: str, device: str) -> Model:
     if model.folder is not None:
         return LateModel(model.folder, model.label, dtype=dtype, device=device)
-    assert model.server is not None, "a folder or a server"
+    if model.ensemble is not None:
+        prepared = replace(model.ensemble, resources=Resources(device=device, score_dtype=dtype))
+        assert prepared.ensemble is not None, "the recipe of an ensemble"
+        return Members(prepared, None).mixture(prepared.ensemble, model.label)
+    assert model.server is not None, "a folder, a server or an ensemble"
     return api_model_of(model.server, model.label)
 
 

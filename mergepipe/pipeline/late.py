@@ -11,6 +11,7 @@ from mergepipe.model import Ability, Generation, Prompt, Score, Usage
 
 if TYPE_CHECKING:
     from mergepipe.model.local import LocalModel
+    from mergepipe.model.traces import Trace
 
 __all__ = ["LateModel"]
 
@@ -30,10 +31,11 @@ class LateModel:
     def fingerprint(self) -> str:
         """See `Model`."""
         from mergepipe.model.companions import companions_of
-        from mergepipe.model.fingerprint import fingerprint_of, weight_digests
+        from mergepipe.model.fingerprint import fingerprint_of, precision_of, weight_digests
 
         weights = weight_digests(self._folder)
-        return fingerprint_of(companions_of(self._folder), self._dtype, weights)
+        precision = precision_of(self._dtype, self._device)
+        return fingerprint_of(companions_of(self._folder), precision, weights)
 
     @property
     def location(self) -> Mapping[str, str]:
@@ -71,6 +73,19 @@ class LateModel:
         """See `Model`."""
         return self._model.loglikelihood_rolling(texts, stride=stride)
 
+    def trace(self, requests: Sequence[tuple[str, str]]) -> list[Trace]:
+        """See `Traceable`."""
+        return self._model.trace(requests)
+
+    def trace_texts(self, texts: Sequence[str], *, stride: int | None = None) -> list[Trace]:
+        """See `Traceable`."""
+        return self._model.trace_texts(texts, stride=stride)
+
+    @property
+    def local(self) -> LocalModel:
+        """The model, loaded."""
+        return self._model
+
     def generate(
         self,
         prompts: Sequence[Prompt],
@@ -84,6 +99,10 @@ class LateModel:
         return self._model.generate(
             prompts, stop=stop, max_tokens=max_tokens, temperature=temperature, seed=seed
         )
+
+    def lossy(self, texts: Sequence[str]) -> list[bool]:
+        """See `mergepipe.evaluate.lossy.Expressing`."""
+        return self._model.lossy(texts)
 
     def classify(self, texts: Sequence[str]) -> list[tuple[float, ...]]:
         """See `Classifier`."""

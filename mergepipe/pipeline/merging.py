@@ -15,6 +15,7 @@ from mergepipe.pipeline.dependencies import changes, dependencies
 from mergepipe.pipeline.describing import describe
 from mergepipe.pipeline.inputs import InputFile, check_unchanged, input_files
 from mergepipe.pipeline.preparing import Prepared, stage_folder
+from mergepipe.pipeline.recording import Recorder
 from mergepipe.pipeline.transplanting import (
     is_table,
     make_transplants,
@@ -85,6 +86,7 @@ def merge(
         run = _Run(prepared, folder, inputs, report, tell or _silent)
         try:
             run.make(problems, sync=sync)
+            run.recorder.write(prepared, folder, kept=run.before, warnings=problems.warnings)
         except KeyboardInterrupt as stop:
             raise KeyboardInterrupt(run.kept or "nothing was written") from stop
         except EnvironmentFault:
@@ -119,6 +121,7 @@ class _Run:
         self.report, self.tell = report, tell
         self.journal = Journal(folder, dependencies(prepared, inputs))
         tables = sum(len(one.tensors) for one in prepared.transplants.values())
+        self.recorder, self.before = Recorder(), 0
         self.total = tables + sum(len(plan.steps) for plan in prepared.plans)
 
     @property
@@ -136,11 +139,14 @@ class _Run:
         resources = self.prepared.resources
         for plan in before:
             self._make_transplants(plan)
-            execute_plan(plan, self._place(plan), resources, self.report, self.journal)
+            with self.recorder.part(plan.name):
+                execute_plan(plan, self._place(plan), resources, self.report, self.journal)
         self._make_transplants(result)
-        execute_plan(result, self.folder, resources, self.report, self.journal, sync=sync)
-        write_all_companions(self.prepared, result, self.folder, problems)
-        write_report(self.prepared.transplants, self.folder)
+        with self.recorder.part(result.name):
+            execute_plan(result, self.folder, resources, self.report, self.journal, sync=sync)
+        with self.recorder.part("tokenizer and settings"):
+            write_all_companions(self.prepared, result, self.folder, problems)
+            write_report(self.prepared.transplants, self.prepared.evaluations, self.folder)
         check_unchanged(self.inputs)
         text = manifest_bytes(describe(self.prepared, self.inputs, self.journal, self.folder))
         with disk_faults(self.folder / MANIFEST_FILE):
@@ -150,7 +156,9 @@ class _Run:
         """Make what a plan reads of transplants."""
         used = {one.label for step in plan.steps for one in step.all_inputs}
         wanted = [one for name, one in self.prepared.transplants.items() if name in used]
-        make_transplants(wanted, self.prepared.resources, self.journal, self.tell)
+        if wanted:
+            with self.recorder.part(f"tokenizer of {', '.join(one.name for one in wanted)}"):
+                make_transplants(wanted, self.prepared.resources, self.journal, self.tell)
 
     def _place(self, plan: Plan) -> Path:
         assert self.prepared.target is not None, "nothing is made without a target"
@@ -167,6 +175,7 @@ class _Run:
         with disk_faults(self.folder):
             self._clear(keep_tensors=bool(sound))
         self.journal.start(sound)
+        self.before = len(sound)
         if sound:
             self.tell(f"going on: {len(sound)} of {self.total} tensors were already made")
 

@@ -10,6 +10,7 @@ from mergepipe.checkpoint import Checkpoint, open_checkpoint
 from mergepipe.errors import Problems
 from mergepipe.execute import Resources, share_out
 from mergepipe.moe import Mixture, Router, choose, is_moe, plan_mixture, read_mixture
+from mergepipe.pipeline.ensembles import prepare_ensemble
 from mergepipe.pipeline.preparing import (
     Prepared,
     check_apart,
@@ -20,7 +21,9 @@ from mergepipe.pipeline.preparing import (
     settled,
 )
 from mergepipe.plan import Plan
+from mergepipe.plugins import load_plugins
 from mergepipe.recipe import has_several, override, read_document
+from mergepipe.recipe.ensembles import is_ensemble
 
 __all__ = ["check_file", "is_mixture", "prepare_file", "prepare_moe"]
 
@@ -36,7 +39,19 @@ def prepare_file(
     compat: str | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Prepared:
-    """Prepare what a file says: a merge by `prepare`, or a mixture of experts by `prepare_moe`."""
+    """Prepare what a file says: a merge by `prepare`, or a mixture of experts by `prepare_moe`.
+
+    Or an ensemble, by `prepare_ensemble`.
+    """
+    if not has_several(file) and is_ensemble(document := override(read_document(file), settings)):
+        return prepare_ensemble(
+            document,
+            Problems(),
+            out=out,
+            resources=resources,
+            plugins=load_plugins(plugins),
+            local_files_only=local_files_only,
+        )
     if is_mixture(file):
         found = prepare_moe(
             file,

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mergepipe.checkpoint import Checkpoint, open_checkpoint
-from mergepipe.dialect import convert, convert_evolve, is_evolve, is_mergekit
+from mergepipe.dialect import convert, convert_evolve, is_evolve, is_mergekit, with_preset
 from mergepipe.errors import InputError, Problem, Problems
 from mergepipe.evaluate import Evaluation, parse_evaluation
 from mergepipe.execute import Budget, Resources, as_device, default_memory, share_out
+from mergepipe.pipeline.addressed import check_served
 from mergepipe.pipeline.stages import named_tokenizer, plan_stages
 from mergepipe.pipeline.vocabularies import United, unite_models
 from mergepipe.plan import Plan
@@ -27,6 +28,9 @@ from mergepipe.recipe import (
     read_document,
     read_documents,
 )
+from mergepipe.recipe.adapter_server import has_adapter_server, read_adapter_server, rest_of
+from mergepipe.recipe.ensembles import EnsembleSpec, as_models, is_ensemble, read_ensemble
+from mergepipe.search.compositions import Compositions
 from mergepipe.search.remote import RemotePool, is_remote, local_form, read_service
 from mergepipe.search.space import untuned
 from mergepipe.tokenizer import ResultTokenizer
@@ -68,6 +72,8 @@ class Prepared:
     transplants: Mapping[str, Transplant] = field(default_factory=dict)
     searched: Document | None = None  # the recipe with what is searched, where it is
     service: RemotePool | None = None  # that merges in our place; then there are no plans
+    ensemble: EnsembleSpec | None = None  # in place of a merge; then there are no plans
+    compositions: Compositions | None = None  # of adapters, on a server; then there are no plans
 
     @property
     def disk_bytes(self) -> int:
@@ -167,6 +173,7 @@ def prepare_document(
         for label, source in sources.items()
     }
     evaluations = find_evaluations(specs, document.folder, problems)
+    check_served(() if recipe is None else recipe.beside.values(), problems)
     problems.raise_any()
     assert recipe is not None, "a recipe without problems"
     checkpoints = {label: found for label, found in opened.items() if found is not None}
@@ -237,6 +244,7 @@ def read_recipe(
         document = convert(document, problems)
     elif is_evolve(data):
         document = convert_evolve(document, problems)
+    document = with_preset(document, problems)
     problems.raise_any()  # what follows would speak of parts that nobody wrote
     return override(document, [f"compat={compat}"] if compat else [])
 
@@ -246,6 +254,16 @@ def check_recipe(
 ) -> None:
     """Find what can be said of a recipe without its models."""
     document = read_recipe(file, problems, plugins=plugins, compat=compat)
+    if is_ensemble(document):
+        document = untuned(document, problems)
+        if read_ensemble(document, problems) is not None:
+            parse(as_models(document), problems)
+        return
+    if has_adapter_server(document):
+        document = untuned(document, problems)
+        if read_adapter_server(document, problems) is not None:
+            parse(rest_of(document), problems)
+        return
     if is_remote(document):
         read_service(document, problems)
     parse(untuned(local_form(document), problems), problems)

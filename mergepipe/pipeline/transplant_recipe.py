@@ -33,7 +33,8 @@ def prepare_transplant(
     """Plan to give a model the tokenizer of another model, or one that is alone in a folder.
 
     `settings` are `field=value`: parameters of the method, and options of `transplant:`. With a
-    `text`, a JSON Lines file, models and result are to be scored by their bits per byte on it.
+    `text`, a JSON Lines file, models and result are to be scored by their bits per byte on it; the
+    method `auto` is judged by its beginning.
 
     Raises
     ------
@@ -54,6 +55,8 @@ def prepare_transplant(
         "seed": seed,
     }
     if text is not None:
+        if method == "auto":
+            data["transplant"]["text"] = str(text)
         data["evaluate"] = [{"use": "bits_per_byte", "data": str(text)}]
     document = Document(Path("command line"), data, {(): (1, 1)})
     document = override(document, [f"transplant.{one}" for one in settings])

@@ -11,12 +11,14 @@ from typing import Any
 from mergepipe.checkpoint import Checkpoint, Stored
 from mergepipe.digest import digest_file
 from mergepipe.errors import Problems
+from mergepipe.evaluate import Evaluation
 from mergepipe.execute import Resources, as_device, default_threads
 from mergepipe.plan import Input, Plan, Step, arrange
 from mergepipe.recipe import MergeSpec, NanPolicy, Recipe, TransplantSpec
 from mergepipe.transplant.donor import Donor
 from mergepipe.transplant.planning import Choice, MadeTensor, Transplant, plan_transplant
 from mergepipe.transplant.report import TableReport, as_json
+from mergepipe.transplant.texts import read_texts
 from mergepipe.write import Journal, Record, disk_faults, tokenizer_files
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
 
 REPORT_FILE = "transplant.json"
 _TABLES = 4  # in the memory that may be used: two that are read, and what a method makes of them
+_ON_TEXTS = "bits_per_byte"
 _ROWS_OF = "rows of "
 _OUTPUT_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
@@ -180,11 +183,22 @@ def sound_tables(
             yield record
 
 
-def write_report(transplants: Mapping[str, Transplant], folder: Path) -> None:
-    """Write what the transplants did, by stage, to `transplant.json`."""
+def write_report(
+    transplants: Mapping[str, Transplant], evaluations: Sequence[Evaluation], folder: Path
+) -> None:
+    """Write what the transplants did, by stage, to `transplant.json`.
+
+    Their tokenizers are measured on the texts of evaluations, and on what a method is judged by.
+    """
     if not transplants:
         return
-    found = {name: as_json(one, _tables(one)) for name, one in transplants.items()}
+    scored = [one.parameters for one in evaluations if one.evaluator.name == _ON_TEXTS]
+    files = [getattr(one, "data", None) for one in scored if getattr(one, "field", "") == "text"]
+    found = {}
+    for name, one in transplants.items():
+        own = getattr(one.choice.parameters, "text", None)
+        texts = {str(file): read_texts(file) for file in (*files, own) if isinstance(file, Path)}
+        found[name] = as_json(one, _tables(one), texts)
     with disk_faults(folder / REPORT_FILE):
         text = json.dumps(found, indent=2, ensure_ascii=False)
         (folder / REPORT_FILE).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")

@@ -1,5 +1,6 @@
 """A recipe: what to merge and how. YAML text in, frozen values or a list of problems out."""
 
+from mergepipe.recipe.beside import RetentionSpec, ServedSpec
 from mergepipe.recipe.document import (
     Document,
     FieldPath,
@@ -10,8 +11,9 @@ from mergepipe.recipe.document import (
 from mergepipe.recipe.fields import EvaluateFields, as_bytes
 from mergepipe.recipe.options import override
 from mergepipe.recipe.parse import evaluation_spec, parse, parse_evaluations
+from mergepipe.recipe.publish import PublishSpec
 from mergepipe.recipe.schema import json_schema
-from mergepipe.recipe.search import SearchFields, SearchSpec
+from mergepipe.recipe.search import GenomeFields, SearchFields, SearchSpec
 from mergepipe.recipe.settings import (
     Gradient,
     Place,
@@ -39,15 +41,19 @@ __all__ = [
     "EvaluateFields",
     "EvaluationSpec",
     "FieldPath",
+    "GenomeFields",
     "Gradient",
     "MergeSpec",
     "NanPolicy",
     "OutputSpec",
     "Place",
+    "PublishSpec",
     "Recipe",
+    "RetentionSpec",
     "Rule",
     "SearchFields",
     "SearchSpec",
+    "ServedSpec",
     "Setting",
     "Settings",
     "Slice",

@@ -6,23 +6,14 @@ checked against the method in `mergepipe.recipe.settings`.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    WithJsonSchema,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from mergepipe.errors import Problems, did_you_mean, printable
 from mergepipe.evaluate import MAX_ERROR_RATE
-from mergepipe.recipe.document import Document, FieldPath
-from mergepipe.recipe.search import HalvingFields, SearchFields
+from mergepipe.recipe.beside import BesideFields, RetentionFields
+from mergepipe.recipe.publish import PublishFields
+from mergepipe.recipe.search import SearchFields
 from mergepipe.recipe.sizes import as_bytes
 from mergepipe.recipe.spec import NanPolicy
 from mergepipe.transplant.options import SpecialRow, UnownedRow
@@ -41,7 +32,6 @@ __all__ = [
     "TransplantFields",
     "as_bytes",
     "as_path",
-    "read_fields",
 ]
 
 
@@ -98,7 +88,7 @@ DTypeName: TypeAlias = Literal["bfloat16", "float16", "float32"]
 class ModelFields(Fields):
     """A model: a folder relative to the recipe, or `org/name` on the hub, `@revision`."""
 
-    path: Text
+    path: Text = Field(description="a folder or a weight file, or org/name@revision on the hub")
     adapter: Text | None = Field(None, description="a PEFT LoRA adapter to apply to it")
 
 
@@ -136,14 +126,16 @@ class MergeFields(OpenFields):
     """A merge: its method, base, models, and the method's parameters."""
 
     method: str
-    base: Label | None = None
+    base: Label | None = Field(None, description="the model that the others were fine-tuned from")
     models: Annotated[
         dict[Label, dict[str, Any] | None], BeforeValidator(_as_mapping), Field(min_length=1)
     ] = Field(default_factory=dict)
     slices: Annotated[list[SliceFields], Field(min_length=1)] = Field(
         default_factory=list, description="in place of `models`: layers put together"
     )
-    where: list[RuleFields] = []
+    where: list[RuleFields] = Field(
+        [], description="exceptions by the names of tensors; the first that fits"
+    )
     then: list[str | dict[str, dict[str, Any] | None]] = Field(
         default=[], description="post-steps: `- lines` or `- lines: {beta: 0.5}`"
     )
@@ -152,7 +144,7 @@ class MergeFields(OpenFields):
 class TransplantFields(OpenFields):
     """A model that gets another tokenizer, and how; the method's parameters stand beside."""
 
-    model: Label
+    model: Label = Field(description="the model that gets another tokenizer")
     tokenizer: Text = Field(description="the model, or the folder, whose tokenizer it gets")
     method: str
     roles: dict[str, str] = Field(
@@ -174,8 +166,8 @@ class TransplantFields(OpenFields):
 class StageFields(Fields):
     """One stage of several; other stages use its result by its name."""
 
-    merge: MergeFields | None = None
-    transplant: TransplantFields | None = None
+    merge: MergeFields | None = Field(None, description="a merge, of models and earlier stages")
+    transplant: TransplantFields | None = Field(None, description="another tokenizer for a model")
 
 
 class SplitFields(Fields):
@@ -189,7 +181,7 @@ class SplitFields(Fields):
 class EvaluateFields(OpenFields):
     """An evaluator and its parameters."""
 
-    use: str
+    use: str = Field(description="the evaluator; `mergepipe evaluators` lists them")
     name: Label | None = Field(None, description="heading in the table; default: the evaluator's")
     limit: int | None = Field(None, ge=1, description="score the first so many items")
     split: SplitFields | None = Field(None, description="parts that share no item")
@@ -261,9 +253,13 @@ class RecipeFields(Fields):
     models: Annotated[
         dict[Label, Annotated[ModelFields, BeforeValidator(as_path)]], Field(min_length=1)
     ]
-    merge: MergeFields | None = None
-    transplant: TransplantFields | None = None
-    stages: dict[Label, StageFields] | None = Field(None, min_length=1)
+    merge: MergeFields | None = Field(None, description="one merge")
+    transplant: TransplantFields | None = Field(
+        None, description="in its place, another tokenizer for a model"
+    )
+    stages: dict[Label, StageFields] | None = Field(
+        None, min_length=1, description="several, by name; later ones use earlier ones"
+    )
     compare: dict[Label, MergeFields] | None = Field(
         None, min_length=1, description="merges to be scored side by side; none is kept"
     )
@@ -283,110 +279,11 @@ class RecipeFields(Fields):
         description="merge tensors of other shapes as mergekit 0.1.4 does: common rows of "
         "vocabularies; others are left out",
     )
-    evaluate: list[EvaluateFields] = []
+    evaluate: list[EvaluateFields] = Field([], description="what scores the inputs and the result")
+    beside: dict[Label, BesideFields] = Field(default={}, description="scored too, never merged")
+    retention: RetentionFields | None = Field(None, description="how much of each skill is kept")
     search: SearchFields | None = Field(None, description="tunes what holds `{search: ...}`")
-    output: OutputFields = Field(default_factory=OutputFields.model_construct)
-
-
-def read_fields(document: Document, problems: Problems) -> tuple[RecipeFields | None, bool]:
-    """Give the fields of a recipe, and whether that is all of it.
-
-    Faults go to `problems`; the parts that have none are given, so that they can be checked too.
-    """
-    try:
-        return RecipeFields.model_validate(document.data), True
-    except ValidationError as error:
-        _report(error, document, problems)
-        rest = _without_faults(document.data, error)
-    try:
-        return RecipeFields.model_validate(rest), False
-    except ValidationError:
-        return None, False
-
-
-def _without_faults(data: Any, error: ValidationError) -> Any:
-    """Leave out the parts of a recipe that have faults: a model, a stage, `where`, a field."""
-    if not isinstance(data, dict):
-        return data
-    rest = copy.deepcopy(data)
-    for item in error.errors():
-        _drop(rest, _part(item["loc"]))
-    rest["mergepipe"] = 1
-    rest["models"] = rest.get("models") or {"unknown": "."}
-    return rest
-
-
-def _part(path: FieldPath) -> FieldPath:
-    if path[0] == "stages":
-        return path[:4] if path[3:4] == ("where",) else path[:2]
-    return path[:2] if path[0] == "models" or path[:2] == ("merge", "where") else path[:1]
-
-
-def _drop(data: Any, path: FieldPath) -> None:
-    """Delete the field at `path` if it is there, and a mapping that this leaves empty."""
-    key, rest = path[0], path[1:]
-    if not isinstance(data, dict) or key not in data:
-        return
-    if rest:
-        _drop(data[key], rest)
-    if not rest or not data[key] or not isinstance(data[key], dict):
-        del data[key]
-
-
-def _report(error: ValidationError, document: Document, problems: Problems) -> None:
-    """Turn pydantic's errors into problems with a line, the field, and what to write."""
-    for item in error.errors(include_url=False):
-        # A key that is wrong itself (a label) is reported as [..., key, "[key]"].
-        path = tuple(part for part in item["loc"] if part != "[key]")
-        problems.add(document.where(path), *_explain(item, path))
-
-
-def _explain(item: Any, path: FieldPath) -> tuple[str, str]:
-    kind, value = item["type"], item["input"]
-    if kind == "extra_forbidden":
-        return f"unknown field{did_you_mean(str(path[-1]), _known(path))}", ""
-    if kind == "missing":
-        return "required, but missing", ""
-    if kind == "too_short" or value in ([], ""):
-        return "empty: give at least one", ""
-    message = {
-        "dict_type": "must be a mapping (`name: value`)",
-        "model_type": "must be a mapping (`name: value`)",
-        "string_pattern_mismatch": "a name has letters, digits, '_', '.' and '-' only",
-    }.get(kind, item["msg"].replace("Input should be", "must be").replace("Value error, ", ""))
-    return f"{message}, got {_shown(value)}", ""
-
-
-def _shown(value: object) -> str:
-    if value is None:
-        return "nothing (null)"
-    if isinstance(value, bool):
-        return f"{str(value).lower()} (a bool)"
-    if isinstance(value, str):
-        return f"'{printable(value, 60)}' (text)"
-    if isinstance(value, dict | list):
-        return "a mapping" if isinstance(value, dict) else "a list"
-    return printable(value, 60)
-
-
-_INSIDE: dict[str, type[BaseModel]] = {
-    "search": SearchFields,
-    "halving": HalvingFields,
-    "merge": MergeFields,
-    "transplant": TransplantFields,
-    "slices": SliceFields,
-    "output": OutputFields,
-    "where": RuleFields,
-    "models": ModelFields,
-    "stages": StageFields,
-    "evaluate": EvaluateFields,
-    "split": SplitFields,
-    "tokenizer": TokenizerFields,
-    "tokens": TokenFields,
-}
-
-
-def _known(path: FieldPath) -> Iterator[str]:
-    """Give the fields that could stand where the last part of `path` stands."""
-    names = [part for part in path[:-1] if isinstance(part, str) and part in _INSIDE]
-    return iter((_INSIDE[names[-1]] if names else RecipeFields).model_fields)
+    output: OutputFields = Field(
+        default_factory=OutputFields.model_construct, description="where the result goes"
+    )
+    publish: PublishFields | None = Field(None, description="where it is published to")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,9 +10,12 @@ from pydantic import ValidationError
 
 from mergepipe.errors import Problems, has_secret
 from mergepipe.evaluate import Split
+from mergepipe.recipe.beside import read_beside, read_retention
 from mergepipe.recipe.document import Document, FieldPath
-from mergepipe.recipe.fields import EvaluateFields, OutputFields, RecipeFields, read_fields
+from mergepipe.recipe.fields import EvaluateFields, OutputFields, RecipeFields
 from mergepipe.recipe.merges import MergeReader
+from mergepipe.recipe.publish import PublishFields, PublishSpec
+from mergepipe.recipe.reading import read_fields
 from mergepipe.recipe.search import read_search
 from mergepipe.recipe.sources import folder_path, read_sources
 from mergepipe.recipe.spec import EvaluationSpec, OutputSpec, Recipe
@@ -19,6 +23,9 @@ from mergepipe.recipe.tokenizers import read_tokenizer
 from mergepipe.recipe.transplants import read_transplants, transplant_result
 
 __all__ = ["evaluation_spec", "parse", "parse_evaluations"]
+
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:")  # `hf:`, `s3:`; a target without one is a folder
+_FILE = "gguf:"  # and a path
 
 
 def parse(document: Document, problems: Problems) -> Recipe | None:
@@ -44,7 +51,12 @@ def parse(document: Document, problems: Problems) -> Recipe | None:
     names = [one.name for one in evaluations]
     compares = fields.compare is not None
     search = read_search(fields.search, names, document, problems, compares=compares)
+    taken = {*fields.models, *merges, "merged"}
+    beside = read_beside(fields.beside, taken, names, document, problems)
+    scored = {*fields.models, *beside}
+    retention = read_retention(fields.retention, scored, names, document, problems)
     output = _output(fields.output, document, problems)
+    publish = _publish(fields.publish, document, problems)
     _check_nan_policy(fields, document, problems)
     if not whole:
         return None
@@ -64,6 +76,9 @@ def parse(document: Document, problems: Problems) -> Recipe | None:
         data=document.data,
         transplants=transplants,
         search=search,
+        beside=beside,
+        retention=retention,
+        publish=publish,
     )
 
 
@@ -148,3 +163,30 @@ def _check_nan_policy(fields: RecipeFields, document: Document, problems: Proble
 def _output(fields: OutputFields, document: Document, problems: Problems) -> OutputSpec:
     path = fields.path and folder_path(fields.path, document, ("output", "path"), problems)
     return OutputSpec(path or None, fields.dtype, fields.max_shard_size, fields.config)
+
+
+def _publish(
+    fields: PublishFields | None, document: Document, problems: Problems
+) -> PublishSpec | None:
+    if fields is None:
+        return None
+    targets: list[str] = []
+    for i, text in enumerate(fields.to):
+        path: FieldPath = ("publish", "to", i)
+        target = _target(text, path, document, problems) if text else ""
+        if not text:
+            problems.add(document.where(path), "empty", "give a target, or leave it out")
+        elif target in targets:
+            problems.add(document.where(path), "the same target twice", "list it once")
+        targets.append(target)
+    return PublishSpec(fields.card, tuple(targets), fields.strict)
+
+
+def _target(text: str, path: FieldPath, document: Document, problems: Problems) -> str:
+    """Give a target, its path relative to the recipe's folder if it has one."""
+    if not _SCHEME.match(text):
+        return str(folder_path(text, document, path, problems) or "")
+    if text.startswith(_FILE):
+        file, mark, options = text.removeprefix(_FILE).partition("?")
+        return f"{_FILE}{folder_path(file, document, path, problems)}{mark}{options}"
+    return text

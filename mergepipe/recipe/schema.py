@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from mergepipe.method import Method, Parameters, load_method, method_names
+from mergepipe.recipe.adapter_server import AdapterServerFields
+from mergepipe.recipe.ensembles import EnsembleFields
 from mergepipe.recipe.fields import RecipeFields
 from mergepipe.transplant import load_transplant, transplant_names
 
@@ -63,9 +65,56 @@ def json_schema() -> dict[str, Any]:
     merge["unevaluatedProperties"] = False
     _add_transplants(definitions["TransplantFields"])
     schema["properties"]["service"] = _SERVICE
+    _add_ensemble(schema)
+    _add_adapter_server(schema)
     schema["required"].remove("models")
-    schema["oneOf"] = [{"required": ["models"]}, {"required": ["service"]}]
+    kinds = ("models", "service", "ensemble")
+    schema["oneOf"] = [{"required": [kind]} for kind in kinds]
     return schema
+
+
+def _add_ensemble(schema: dict[str, Any]) -> None:
+    """Let an ensemble stand in place of `models`; its numbers may be searched."""
+    section = EnsembleFields.model_json_schema(ref_template="#/$defs/{model}")
+    definitions = section.pop("$defs")
+    local, served = definitions["LocalFields"], definitions["ServedFields"]
+    del served["properties"]["only"]
+    for fields, name in ((local, "weight"), (served, "weight"), (section, "switch")):
+        fields["properties"][name] = _or_gradient(fields["properties"][name])
+    shorthand = {"type": "string", "description": "a folder, or org/name@revision"}
+    definitions["LocalFields"] = {"anyOf": [shorthand, local]}
+    schema["$defs"] |= definitions
+    schema["properties"]["ensemble"] = section
+
+
+def _add_adapter_server(schema: dict[str, Any]) -> None:
+    """Let adapters be merged for a server, by methods of their own."""
+    section = AdapterServerFields.model_json_schema(ref_template="#/$defs/{model}")
+    schema["$defs"] |= section.pop("$defs", {})
+    del section["properties"]["only"]
+    schema["properties"]["adapter_server"] = section
+    # Such a merge has other methods, and no base; what it may hold, reading it says.
+    schema["properties"]["merge"] = {"anyOf": [schema["properties"]["merge"], _composition()]}
+
+
+def _composition() -> dict[str, Any]:
+    number = {"anyOf": [{"type": "number"}, _SEARCHED]}
+    each = {"type": ["object", "null"], "additionalProperties": number}
+    return {
+        "type": "object",
+        "properties": {
+            "method": {"enum": ["lora_composition", "lora_sum"]},
+            "models": {
+                "anyOf": [
+                    {"type": "object", "additionalProperties": each, "minProperties": 1},
+                    {"type": "array", "items": {"type": "string"}, "minItems": 1},
+                ]
+            },
+            "rank": {"anyOf": [{"type": "integer", "minimum": 1}, _SEARCHED]},
+        },
+        "required": ["method", "models"],
+        "additionalProperties": False,
+    }
 
 
 def _add_transplants(fields: dict[str, Any]) -> None:

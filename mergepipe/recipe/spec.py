@@ -9,6 +9,8 @@ from typing import Any, Literal, TypeAlias
 
 from mergepipe.checkpoint import ModelSource
 from mergepipe.evaluate import MAX_ERROR_RATE, Split
+from mergepipe.recipe.beside import RetentionSpec, ServedSpec
+from mergepipe.recipe.publish import PublishSpec
 from mergepipe.recipe.search import SearchSpec
 from mergepipe.recipe.settings import Settings
 from mergepipe.tokenizer import TokenizerChoice
@@ -144,6 +146,9 @@ class Recipe:
     jinja: str | None = None  # the text of a chat template that is none of the models'
     transplants: Mapping[str, TransplantSpec] = field(default_factory=dict)  # by stage
     search: SearchSpec | None = None
+    beside: Mapping[str, ServedSpec] = field(default_factory=dict)  # only asked
+    retention: RetentionSpec | None = None
+    publish: PublishSpec | None = None
 
     @property
     def result(self) -> str:

@@ -2,16 +2,19 @@
 
 from mergepipe.write.faults import disk_faults
 from mergepipe.write.files import (
+    CHAT_TEMPLATES,
     tokenizer_files,
     write_companions,
     write_tokenizer,
 )
 from mergepipe.write.folder import STAGES, check_target, new_folder, partial_folder
 from mergepipe.write.journal import JOURNAL_FILE, Journal, Record, read_journal
+from mergepipe.write.replacing import replace_file
 from mergepipe.write.resume import sound_records
 from mergepipe.write.sink import FileSink
 
 __all__ = [
+    "CHAT_TEMPLATES",
     "JOURNAL_FILE",
     "STAGES",
     "FileSink",
@@ -22,6 +25,7 @@ __all__ = [
     "new_folder",
     "partial_folder",
     "read_journal",
+    "replace_file",
     "sound_records",
     "tokenizer_files",
     "write_companions",
