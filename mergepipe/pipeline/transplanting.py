@@ -192,16 +192,21 @@ def write_report(
     """
     if not transplants:
         return
-    scored = [one.parameters for one in evaluations if one.evaluator.name == _ON_TEXTS]
-    files = [getattr(one, "data", None) for one in scored if getattr(one, "field", "") == "text"]
+    scored = {one.name: one.parameters for one in evaluations if one.evaluator.name == _ON_TEXTS}
+    files = {name: getattr(one, "data", None) for name, one in scored.items() if _is_of_texts(one)}
     found = {}
     for name, one in transplants.items():
         own = getattr(one.choice.parameters, "text", None)
-        texts = {str(file): read_texts(file) for file in (*files, own) if isinstance(file, Path)}
+        named = {**files, **({own.name: own} if isinstance(own, Path) else {})}
+        texts = {key: read_texts(file) for key, file in named.items() if isinstance(file, Path)}
         found[name] = as_json(one, _tables(one), texts)
     with disk_faults(folder / REPORT_FILE):
         text = json.dumps(found, indent=2, ensure_ascii=False)
         (folder / REPORT_FILE).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+
+
+def _is_of_texts(parameters: object) -> bool:
+    return getattr(parameters, "field", "") == "text"
 
 
 def _tables(transplant: Transplant) -> list[TableReport]:
