@@ -124,7 +124,7 @@ def test_a_batch_gives_what_single_requests_give(model, monkeypatch):
     pairs_alone = [model.loglikelihood([(c[:9], t[:9])])[0] for c, t in pairs]
     close(model.loglikelihood_rolling(texts), alone)
     close(model.loglikelihood([(c[:9], t[:9]) for c, t in pairs]), pairs_alone)
-    monkeypatch.setattr(rows, "_BATCH_LOGITS", 1)
+    monkeypatch.setattr(rows, "BATCH_LOGITS", 1)
     close(model.loglikelihood_rolling(texts), alone)
 
 

@@ -61,7 +61,7 @@ def test_a_conversation_is_what_transformers_makes_of_it(folder, place):
         expected = theirs.apply_chat_template(
             chat, chat_template=JINJA, add_generation_prompt=True, return_dict=False
         )
-        [request] = model._requests([chat], 1)
+        [request] = model.requests([chat], 1)
         assert list(request.ids) == expected
         assert expected[0] == 0
         assert expected.count(0) == 1  # the template's BOS; no other is added

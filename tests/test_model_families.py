@@ -145,7 +145,7 @@ def test_a_batch_gives_what_single_requests_give(models, kind, monkeypatch):
         assert [s.logprob for s in together] == pytest.approx(
             [s.logprob for s in alone + pairs], abs=1e-3
         )
-        monkeypatch.setattr(rows, "_BATCH_LOGITS", 1)
+        monkeypatch.setattr(rows, "BATCH_LOGITS", 1)
 
 
 @pytest.mark.parametrize("kind", KINDS)

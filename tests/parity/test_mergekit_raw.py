@@ -78,9 +78,10 @@ def test_weight_files_are_merged_as_by_mergekit(files, tmp_path, name):
     assert_alike(ours, theirs, rtol=2e-6, atol=2e-7)
 
 
-def test_the_result_is_weights_and_a_manifest_that_names_the_files(files, tmp_path):
+def test_the_result_is_weights_and_records_of_how_it_was_made(files, tmp_path):
     ours = by_us(written(tmp_path, files, CONFIGURATIONS["slerp"]))
-    assert sorted(one.name for one in ours.iterdir()) == ["mergepipe.json", "model.safetensors"]
+    written_there = {one.name for one in ours.iterdir()}
+    assert written_there == {"mergepipe.json", "model.safetensors", "run.json"}
     inputs = json.loads((ours / "mergepipe.json").read_text())["inputs"]
     assert inputs["base.pt"]["source"] == {"file": "base.pt"}
     assert list(inputs["c.pth"]["files"]) == ["c.pth"]
