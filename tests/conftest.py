@@ -10,5 +10,6 @@ os.environ["COLUMNS"] = "200"
 # Tests run in several processes; torch's own threads would only get in each other's way.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of what tests start
-# A shell starts what it runs in the background with Ctrl-C ignored, and children inherit that.
+# What a shell or nohup has ignored, children inherit; tests send these to what they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
