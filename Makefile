@@ -4,6 +4,8 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Where it is set, every start compiles this package anew: 0.3 s.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test torture lint types docs check bench clean
 
@@ -31,13 +33,15 @@ docs: $(VENV)/.installed-dev
 
 check: lint types docs test
 
-# 10 GB of disk in BENCH, and about half an hour, half of it mergekit's.
+# 40 GB of disk in BENCH, and about 50 minutes, 20 of them mergekit's.
 BENCH ?= /tmp/mergepipe-bench
+TIMED := linear slerp task_arithmetic ties "ties, scope: model" dare_ties breadcrumbs della sce
 bench: $(VENV)/.installed-dev
-	test -d $(BENCH)/expert2 || \
-		$(BIN)/python benchmarks/synthetic.py $(BENCH) --size 1b --experts 2
-	$(BIN)/python benchmarks/merge.py $(BENCH) --experts 2 --rounds 3 --write
-	$(BIN)/python benchmarks/merge.py $(BENCH) --experts 2 --rounds 1 --memory --first-run --write
+	test -d $(BENCH)/1b/expert4 || \
+		$(BIN)/python benchmarks/synthetic.py $(BENCH)/1b --size 1b --experts 4
+	$(BIN)/python benchmarks/merge.py $(BENCH)/1b --experts 2 4 --methods $(TIMED) --write
+	$(BIN)/python benchmarks/merge.py $(BENCH)/1b --experts 2 --rounds 3 --memory --first-run --write
+	$(BIN)/python benchmarks/merge.py $(BENCH) --rounds 3 --scaling --write
 	$(BIN)/python benchmarks/method_times.py --write
 
 clean:

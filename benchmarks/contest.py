@@ -51,9 +51,11 @@ def beside_python(program: str) -> str:
 def measure(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> Cost:
     """Run a program to its end; its output goes to `log`, and to the terminal if it fails."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    # Where it is set, a program that is not installed as a wheel is compiled at every start.
+    inherited = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     started = subprocess.run(
         [sys.executable, "-I", __file__, str(log), *command],
-        env={**os.environ, **OFFLINE, "PATH": path, **environment},
+        env={**inherited, **OFFLINE, "PATH": path, **environment},
         stdout=subprocess.PIPE,
         check=False,
     )

@@ -30,7 +30,8 @@ from workload import MERGES
 
 Costs = Mapping[str, tuple[Cost, ...]]
 QUICKSTART = Path(__file__).parents[1] / "recipes" / "quickstart" / "recipe.yaml"
-SYNCED = ("linear", "ties")  # also timed until their bytes are on the disk
+# Also timed until their bytes are on the disk, and beside mergekit with any number of experts.
+SYNCED = ("linear", "ties")
 SCALED = LIMITED = ("linear", "ties")
 LIMIT = "512MiB"
 
@@ -73,11 +74,12 @@ def _entries(arena: Arena, rows: Sequence[tuple[int, str]]) -> list[Contestant]:
     entries: list[Contestant] = []
     for n in dict.fromkeys(n for n, _ in rows):
         entries += rooflines(arena, n)
+    least = min((n for n, key in rows if not MERGES[key].one_expert), default=1)
     for n, key in rows:
         entries.append(by_mergepipe(arena, key, n, "mergepipe", arena.no_sync))
         if key in SYNCED and arena.no_sync:
             entries.append(by_mergepipe(arena, key, n, "mergepipe to disk"))
-        if compared(MERGES[key], arena):
+        if compared(MERGES[key], arena) and (n <= least or key in SYNCED):
             entries.append(by_mergekit(arena, key, n))
     return entries
 

@@ -274,6 +274,11 @@ MASKS = [
     ({"models": {"a": "/data/m/a", "b": "./a"}}, {"a": "./a-2", "b": "./a"}),
     ({"models": {"a": "org/name@main", "b": "~/m"}}, {"a": "org/name@main", "b": "~/m"}),
     ({"models": {"a": "~ann/models/a"}}, {"a": "./a"}),
+    ({"models": {"a": "/data/m/a", "b": "a"}}, {"a": "./a-2", "b": "a"}),
+    (
+        {"models": {"a": "/data/m/a"}, "merge": {"base": "a"}, "evaluate": [{"name": "a"}]},
+        {"a": "./a"},
+    ),
 ]
 
 

@@ -82,7 +82,16 @@ def test_the_first_run_on_a_machine_says_that_it_compiles_and_later_ones_do_not(
     assert [words in text for text in said] == [True, False]
 
 
-def test_a_merge_by_kernels_loads_no_torch(recipe):
+def test_a_merge_by_kernels_loads_neither_torch_nor_scipys_algebra(recipe):
     loaded = run_apart(recipe, None).stdout.split()
-    assert "numba" in loaded
-    assert not {"torch", "transformers"} & set(loaded)
+    assert "numba.np.arraymath" in loaded
+    assert not {"torch", "transformers", "scipy.linalg"} & set(loaded)
+
+
+def test_scipys_algebra_can_be_loaded_after_numbas_parts():
+    code = (
+        "from mergepipe.kernels.compiling import load_numba; load_numba(); load_numba()\n"
+        "import scipy.linalg.cython_blas as blas; print(blas.__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["scipy.linalg.cython_blas"]

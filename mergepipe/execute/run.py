@@ -31,6 +31,7 @@ from mergepipe.execute.worker import (
     hash_rows,
     is_plain,
 )
+from mergepipe.kernels.compiling import load_numba
 from mergepipe.kernels.packed import Packed
 from mergepipe.kernels.tiles import KINDS
 from mergepipe.method import (
@@ -75,6 +76,7 @@ def execute(
         from reading and from the sink; if the memory is not enough.
 
     """
+    load_numba()
     budget = share_out([plan], threads, max_memory)
     run = _Run(plan, sink, progress or _silent, budget, device)
     for _ in range(budget.workers):

@@ -6,7 +6,9 @@ one file never meets code compiled from another.
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
 from collections.abc import Callable
 from functools import cache
 from hashlib import blake2b
@@ -15,7 +17,9 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 import numba
 
-__all__ = ["cache_folder", "is_cold", "kernel"]
+__all__ = ["cache_folder", "is_cold", "kernel", "load_numba"]
+
+_BLAS = "scipy.linalg.cython_blas"
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -48,3 +52,18 @@ def kernel(function: Callable[P, R]) -> Callable[P, R]:
     finally:
         config.CACHE_DIR = before
     return cast("Callable[P, R]", compiled)
+
+
+def load_numba() -> None:
+    """Load what numba calls compiled code with, before the first call does, and without scipy.
+
+    numba imports scipy.linalg to see whether kernels may multiply matrices: 0.2 s, and none does.
+    (For others in this process only its inner product in `np.cov` becomes a loop.)
+    """
+    if "numba.np.arraymath" in sys.modules or _BLAS in sys.modules:
+        return
+    sys.modules[_BLAS] = cast("Any", None)  # importing it is an ImportError
+    try:
+        importlib.import_module("numba.np.arraymath")
+    finally:
+        del sys.modules[_BLAS]

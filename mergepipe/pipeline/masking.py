@@ -32,13 +32,19 @@ def masked(recipe: Any) -> Any:
     shared = os.path.commonpath([str(PurePath(one).parent) for one in found]) if found else ""
     if len(PurePath(shared).parts) < _LEAST_SHARED:
         shared = ""
-    taken = {os.path.normpath(one) for one in _texts(inputs)}
+    taken = {os.path.normpath(one) for one in _names(inputs)}
     names: dict[str, str] = {}
     for path in found:
         name = os.path.relpath(path, shared) if shared else PurePath(path).name
         names[path] = _untaken(name, taken)
         taken.add(os.path.normpath(names[path]))
     return _replaced(recipe, names)
+
+
+def _names(inputs: Mapping[str, Any]) -> Iterator[str]:
+    """Give the texts that may be files' names: labels and names of evaluations are none."""
+    yield from _texts(inputs.get("models"))
+    yield from (one for one in _texts(inputs) if "/" in one or "." in one)
 
 
 def _untaken(name: str, taken: set[str]) -> str:
