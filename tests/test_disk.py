@@ -174,6 +174,7 @@ def test_what_the_system_refuses_is_said_with_the_file(tmp_path, code):
 def test_two_runs_to_one_output_tell_who_is_first(folder):
     running = start(folder, pause=0.1)
     wait_for((folder / ".merged.partial" / SHARD).exists)
+    os.kill(running.pid, signal.SIGSTOP)  # however long the second takes to start
     second = subprocess.run(
         [sys.executable, "-m", "mergepipe", "run", "recipe.yaml"],
         cwd=folder,
@@ -181,6 +182,7 @@ def test_two_runs_to_one_output_tell_who_is_first(folder):
         text=True,
         check=False,
     )
+    os.kill(running.pid, signal.SIGCONT)
     assert second.returncode == 3
     assert f"another run is writing here: process {running.pid} on " in second.stderr
     assert running.end().status == 0
