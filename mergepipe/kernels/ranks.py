@@ -8,7 +8,7 @@ one or two elements of a row. So where survivors are not divided by their own pr
 buckets of those are sorted.
 """
 
-# ruff: noqa: C901, PLR0912 -- a kernel is one loop nest
+# ruff: noqa: C901 -- a kernel is one loop nest
 from __future__ import annotations
 
 from typing import Any, TypeAlias
@@ -33,7 +33,7 @@ _REACH = np.float32(5.0)  # mean magnitudes that the buckets span; larger ones s
 _STRIDE = 8  # of the elements that the mean is taken of
 _MARK = np.uint32(0xFFFFFFFF)
 _MOST_COUNTED = 128  # undecided elements of a row; more are sorted
-_CHUNK = 64
+_CHUNK = 32
 _CROWD = 48  # a bucket with more elements is sorted by another way
 
 
@@ -116,41 +116,39 @@ def _thin_row(
     starts: Index,
     order: Index,
     ends: NDArray[np.uint32],
-    bounds: NDArray[np.uint32],
+    low: Words,
     out: Floats,
 ) -> None:  # pragma: no cover
     """Put the elements whose word is below the limit of their rank, times `factor`, into `out`.
 
-    `limits` grow with the rank: a word below that of a bucket's first rank is below all of them,
-    and one not below that of its last rank is below none. Elements that are 0 stay 0 either way.
+    `limits[r + 1]` is that of rank r; they grow, with one more at each end. A word below the limit of
+    a bucket's first rank is below all of them, and one not below that of its last rank is below
+    none. Elements that are 0 stay 0 either way.
     """
     _spread(x, buckets, starts)
-    sure, possible, low, high = ends[0], ends[1], bounds[0], bounds[1]
-    first = 0
-    for b in range(starts.size):
-        count = starts[b]
-        starts[b] = np.int32(first)
-        sure[b] = limits[first] if count else np.uint32(0)
-        first += count
-        possible[b] = limits[first - 1] if count else np.uint32(0)
+    sure, possible = ends[0], ends[1]
+    reach = np.uint32(_bounds(starts, limits, sure, possible))
     for j in range(x.size):
         low[j] = sure[buckets[j]]
     for j in range(x.size):
-        high[j] = possible[buckets[j]]
-    for j in range(x.size):
         out[j] = x[j] * factor if words[j] < low[j] else np.float32(0)
-    undecided = 0
+    near = 0
     for start in range(0, x.size, _CHUNK):
         stop = min(start + _CHUNK, x.size)
-        w, lower, upper = words[start:stop], low[start:stop], high[start:stop]
+        w, least = words[start:stop], low[start:stop]
         found = np.uint32(0)
         for j in range(w.size):
-            found = np.uint32(found + np.uint32((w[j] >= lower[j]) & (w[j] < upper[j])))
+            found = np.uint32(found | np.uint32(np.uint32(w[j] - least[j]) < reach))
         if found:
             for j in range(w.size):
-                if (w[j] >= lower[j]) & (w[j] < upper[j]) & (x[start + j] != np.float32(0)):
-                    order[undecided] = np.int32(start + j)
-                    undecided += 1
+                order[near] = np.int32(start + j)
+                near += np.int64(np.uint32(w[j] - least[j]) < reach)
+    undecided = 0
+    for i in range(near):
+        j = order[i]
+        if (words[j] < possible[buckets[j]]) & (x[j] != np.float32(0)):
+            order[undecided] = j
+            undecided += 1
     if undecided > _MOST_COUNTED:
         for i in range(undecided):
             possible[buckets[order[i]]] = _MARK
@@ -159,8 +157,26 @@ def _thin_row(
     bits = x.view(np.uint32)
     for i in range(undecided):
         j = order[i]
-        if words[j] < limits[_rank(bits, j)]:
+        if words[j] < limits[_rank(bits, j) + 1]:
             out[j] = x[j] * factor
+
+
+@kernel
+def _bounds(
+    starts: Index, limits: Words, sure: Words, possible: Words
+) -> int:  # pragma: no cover
+    """Turn the buckets' sizes into their first ranks; give the widest range of limits in one."""
+    first, widest = 0, 0
+    for b in range(starts.size):
+        count = starts[b]
+        starts[b] = np.int32(first)
+        least = limits[first + 1]
+        first += count
+        most = limits[first]
+        sure[b] = least
+        possible[b] = most
+        widest = max(widest, np.int64(most) - np.int64(least))  # below 0 where it is empty
+    return widest
 
 
 @kernel
@@ -201,7 +217,7 @@ def _thin_marked(
         _sort_bucket(bits, order[starts[b] : ends[b]])
         for rank in range(starts[b], ends[b]):
             j = order[rank]
-            out[j] = x[j] * factor if words[j] < limits[rank] else np.float32(0)
+            out[j] = x[j] * factor if words[j] < limits[rank + 1] else np.float32(0)
 
 
 @kernel
@@ -256,8 +272,10 @@ def _thin_rows(
     base, x = np.empty(columns, np.float32), np.empty(columns, np.float32)
     room, buckets = np.empty(columns + 8, np.uint32), np.empty(columns, np.uint16)
     starts, order = np.empty(_FEW_BUCKETS, np.int32), np.empty(columns, np.int32)
-    ends, bounds = np.empty((2, _FEW_BUCKETS), np.uint32), np.empty((2, columns), np.uint32)
-    limits = np.floor(probabilities * 4294967296.0).astype(np.uint32)
+    ends, low = np.empty((2, _FEW_BUCKETS), np.uint32), np.empty(columns, np.uint32)
+    limits = np.zeros(columns + 2, np.uint32)
+    limits[1:-1] = np.floor(probabilities * 4294967296.0).astype(np.uint32)
+    limits[-1] = limits[-2]
     for start in range(0, out.size, columns):
         load(data[0], kinds[0], at + start, base)
         load_delta(data[row], kinds[row], at + start, base, x)
@@ -272,7 +290,7 @@ def _thin_rows(
             starts,
             order,
             ends,
-            bounds,
+            low,
             out[start : start + columns],
         )
 
