@@ -121,9 +121,9 @@ def _thin_row(
 ) -> None:  # pragma: no cover
     """Put the elements whose word is below the limit of their rank, times `factor`, into `out`.
 
-    `limits[r + 1]` is that of rank r; they grow, with one more at each end. A word below the limit of
-    a bucket's first rank is below all of them, and one not below that of its last rank is below
-    none. Elements that are 0 stay 0 either way.
+    `limits[r + 1]` is that of rank r; they grow, with one more at each end. A word below the
+    limit of a bucket's first rank is below all of them, and one not below that of its last rank is
+    below none. Elements that are 0 stay 0 either way.
     """
     _spread(x, buckets, starts)
     sure, possible = ends[0], ends[1]
@@ -162,9 +162,7 @@ def _thin_row(
 
 
 @kernel
-def _bounds(
-    starts: Index, limits: Words, sure: Words, possible: Words
-) -> int:  # pragma: no cover
+def _bounds(starts: Index, limits: Words, sure: Words, possible: Words) -> int:  # pragma: no cover
     """Turn the buckets' sizes into their first ranks; give the widest range of limits in one."""
     first, widest = 0, 0
     for b in range(starts.size):
