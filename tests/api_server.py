@@ -50,6 +50,7 @@ class Script:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # see hub_server.py
     script: Script
 
     def log_message(self, *_):

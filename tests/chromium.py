@@ -68,11 +68,11 @@ class Browser:
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self.send("Emulation.setEmulatedMedia", features=features)
 
-    def load(self, file: Path) -> float:
-        """Open a page; give the seconds until it is laid out."""
+    def load(self, page: Path | str) -> float:
+        """Open a file or an address; give the seconds until it is laid out."""
         self.said, self.asked = [], []
         began = time.perf_counter()
-        self.send("Page.navigate", url=file.resolve().as_uri())
+        self.send("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         while self.run("document.readyState") != "complete":
             time.sleep(0.01)
         self.run("new Promise(r => requestAnimationFrame(() => requestAnimationFrame(r)))")

@@ -66,6 +66,7 @@ def refuse_after(handler: Handler) -> bool:
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # an answer's body does not wait until its head is acknowledged
     hub: Hub
     is_mute = is_late = False
 

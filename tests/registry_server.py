@@ -33,6 +33,7 @@ class Registry:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # see hub_server.py
     registry: Registry
 
     def log_message(self, *_: object) -> None:

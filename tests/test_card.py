@@ -26,6 +26,7 @@ from mergepipe.card.licences import choose
 from mergepipe.card.markup import fence, text
 from mergepipe.card.metadata import metadata
 from mergepipe.card.reading import front_matter
+from mergepipe.cli.finishing import finish
 from mergepipe.digest import digest_of
 from mergepipe.errors import InputError
 from mergepipe.evaluate import Formula, Item, ScoreRow, Scores, results_jsonl
@@ -33,6 +34,7 @@ from mergepipe.manifest import MANIFEST_FILE, RESULTS_FILE, manifest_bytes
 from mergepipe.method import load_method, load_post_step, method_names, post_step_names
 from mergepipe.pipeline import merge, write_card
 from mergepipe.pipeline.describing import describe_scores
+from mergepipe.recipe import PublishSpec
 from mergepipe.verify import verify
 
 CARDS = {
@@ -188,6 +190,19 @@ def test_licences_that_conflict_are_told_and_refused_if_that_is_asked(folder, ca
     assert said.status == 2
     assert "base -> llama3.1, a -> llama3.1, b -> cc-by-nc-4.0" in said.err
     assert not (folder / "README.md").exists()
+
+
+def test_where_licences_conflict_nothing_is_published_strictly(folder, tmp_path, capsys):
+    out, merged = tmp_path / "public", conflicting(folder)
+    said = command(capsys, "publish", merged, "--to", out, "--strict")
+    assert said.status == 2
+    assert "cc-by-nc-4.0" in said.err
+    with pytest.raises(InputError, match=r"cc-by-nc-4\.0"):
+        finish(merged, PublishSpec(card=False, to=(str(out),), strict=True), None, overwrite=False)
+    assert not out.exists()
+    said = command(capsys, "publish", merged, "--to", out)
+    assert "cc-by-nc-4.0" in said.err
+    assert (said.status, out.is_dir()) == (0, True)
 
 
 def test_a_licence_that_is_given_overrides_and_the_card_says_so(folder):

@@ -144,6 +144,23 @@ def test_what_was_made_of_the_same_checkpoint_is_not_made_again(merged, capsys):
     assert "--overwrite" in other.err
 
 
+def test_what_cannot_be_converted_is_found_before_any_target_is_written(tmp_path, capsys):
+    (tmp_path / "models").mkdir()
+    shutil.copytree(QUICKSTART / "base", tmp_path / "models" / "base")
+    file = tmp_path / "models" / "base" / "tokenizer.json"
+    stored = json.loads(file.read_text()) | {"pre_tokenizer": {"type": "Whitespace"}}
+    file.write_text(json.dumps(stored))
+    recipe = {"mergepipe": 1, "models": {"base": "base"}, "output": {"path": "merged"}}
+    recipe["merge"] = {"method": "passthrough", "models": ["base"]}
+    (tmp_path / "models" / "recipe.yaml").write_text(json.dumps(recipe))
+    made = merge(prepare(tmp_path / "models" / "recipe.yaml"), sync=False).folder
+    targets = ("--to", tmp_path / "copy", "--to", f"gguf:{tmp_path}/x.gguf")
+    said = command(capsys, "publish", made, *targets)
+    assert said.status == 2
+    assert "no name for how this tokenizer splits texts" in said.err
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["models"]
+
+
 @pytest.mark.parametrize(
     ("address", "words"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-from hub_server import TOKEN, cut, mute, refuse_after, status
+from hub_server import TOKEN, cut, hub_running, mute, refuse_after, status
 from hub_state import Hub
 from publishing import (
     ODD,
@@ -332,3 +333,23 @@ def test_a_copy_that_was_moved_is_the_same_model(folder, tmp_path):
     publish(folder, "hf:me/x")
     moved = shutil.copytree(folder, tmp_path / "moved")
     assert publish(moved, "hf:me/x")[0].sent == ()
+
+
+def test_the_command_finds_another_server_by_hf_endpoint(folder, monkeypatch, tmp_path):
+    """In a process of its own, since the client reads its environment once."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    words = ["publish", str(folder), "--to", "hf:me/x", "--branch", "v2", "--json"]
+    with hub_running() as hub:
+        there = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
+        code = "from mergepipe.cli import main; main()"
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words],
+            env={**os.environ, **there},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)[0]["url"] == f"{hub.url}/me/x/tree/v2"
+        assert hub.files("me/x", "v2").keys() == published_files(folder).keys() | {".gitattributes"}
+    assert TOKEN not in done.stdout + done.stderr

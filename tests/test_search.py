@@ -70,7 +70,8 @@ def done(tmp_path_factory):
     folder = tmp_path_factory.mktemp("search")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MERGEPIPE_CACHE", str(folder / "cache.db"))
-        said = _said(written(folder), folder / "plot.html")
+        patch.chdir(folder)
+        said = _said(written(folder).name, folder / "plot.html")
     return folder, said
 
 
@@ -100,6 +101,7 @@ def test_a_search_finds_that_more_of_an_expert_is_better_at_its_skill(done):
 def test_the_best_recipe_runs_by_itself_to_the_same_bytes(done, tmp_path, capsys):
     folder, _ = done
     best = folder / "merged.search" / "best.yaml"
+    assert yaml.safe_load(best.read_text())["output"]["path"] == str(folder / "merged")
     said = command(capsys, "run", best, "--out", tmp_path / "again")
     assert said.status == 0, said.err
     first, second = (

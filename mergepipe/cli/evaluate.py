@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from mergepipe.cli.options import AllowCommands, Errors, Json, NoCache, Plugin
+from mergepipe.cli.options import AllowCommands, Errors, Html, Json, NoCache, Plugin
 from mergepipe.cli.signals import stoppable
 
 __all__ = ["evaluate"]
@@ -39,9 +39,7 @@ def evaluate(
     markdown: Annotated[
         Path | None, typer.Option("--markdown", help="Write the table to this file too.")
     ] = None,
-    html: Annotated[
-        Path | None, typer.Option("--html", help="Write a page with all differences too.")
-    ] = None,
+    html: Html = None,
     *,
     no_cache: NoCache = False,
     allow_commands: AllowCommands = False,

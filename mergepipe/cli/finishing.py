@@ -46,6 +46,8 @@ def finish(folder: Path, spec: PublishSpec | None, key: Path | None, *, overwrit
     from mergepipe.cli.console import print_warnings
     from mergepipe.publish import Options
 
+    if spec is not None and spec.strict:
+        pipeline.card_of(folder, strict=True)  # where licences conflict, nothing is sent
     if spec is not None and spec.card:
         print_warnings(pipeline.write_card(folder, strict=spec.strict))
     if key is not None:

@@ -12,6 +12,7 @@ __all__ = [
     "Compat",
     "Device",
     "Errors",
+    "Html",
     "Json",
     "MaxMemory",
     "NoCache",
@@ -101,5 +102,8 @@ AllowCommands: TypeAlias = Annotated[
 ]
 Errors: TypeAlias = Annotated[
     bool, typer.Option("--errors", help="Show standard errors in the table of scores.")
+]
+Html: TypeAlias = Annotated[
+    Path | None, typer.Option("--html", help="Write a page with all scores and differences too.")
 ]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]

@@ -20,8 +20,8 @@ def publish(
         typer.Option(
             "--to",
             metavar="TARGET",
-            help="./folder, hf:org/name@branch, s3://bucket/prefix, oci://host/name:tag. "
-            "Repeatable.",
+            help="./folder, hf:org/name@branch, s3://bucket/prefix, oci://host/name:tag, "
+            "gguf:file.gguf?type=q8_0. Repeatable.",
         ),
     ],
     branch: Annotated[

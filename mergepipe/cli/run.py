@@ -13,6 +13,7 @@ from mergepipe.cli.options import (
     Compat,
     Device,
     Errors,
+    Html,
     Json,
     MaxMemory,
     NoCache,
@@ -45,6 +46,7 @@ def run(
     compat: Compat = None,
     sign: Sign = None,
     score_dtype: ScoreDtype = "float32",
+    html: Html = None,
     *,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the output folder if it exists.")
@@ -79,7 +81,7 @@ def run(
         )
         allowed = frozenset({"commands"} if allow_commands else ())
         with scoring.opened(prepared.evaluations, allowed, cached=not no_cache) as settings:
-            shown = scoring.Shown(json=json, errors=errors)
+            shown = scoring.Shown(json=json, errors=errors, html=html)
             finishing.check(prepared.recipe.publish, sign, overwrite=overwrite)
             if prepared.recipe.search is not None:
                 how = pipeline.Searching(plugins=tuple(plugin or ()), overwrite=overwrite)

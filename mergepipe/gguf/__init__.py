@@ -2,6 +2,14 @@
 
 from mergepipe.gguf.architecture import ARCHITECTURES
 from mergepipe.gguf.vocabulary import TokenTable, token_table
-from mergepipe.gguf.writing import KINDS, digest_in, write_gguf
+from mergepipe.gguf.writing import KINDS, check_gguf, digest_in, write_gguf
 
-__all__ = ["ARCHITECTURES", "KINDS", "TokenTable", "digest_in", "token_table", "write_gguf"]
+__all__ = [
+    "ARCHITECTURES",
+    "KINDS",
+    "TokenTable",
+    "check_gguf",
+    "digest_in",
+    "token_table",
+    "write_gguf",
+]

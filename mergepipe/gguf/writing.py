@@ -19,12 +19,12 @@ from mergepipe.gguf.architecture import (
     architecture_of,
     rope_factors,
 )
-from mergepipe.gguf.vocabulary import add_tokens, token_table
+from mergepipe.gguf.vocabulary import TokenTable, add_tokens, token_table
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType, GGUFWriter
 
-__all__ = ["KINDS", "digest_in", "write_gguf"]
+__all__ = ["KINDS", "check_gguf", "digest_in", "write_gguf"]
 
 # How matrices are stored -> gguf's name of the file type. Vectors are always fp32.
 KINDS: Mapping[str, str] = {
@@ -50,6 +50,23 @@ class _Tensor:
     source: Stored | None
     heads: int = 0
     values: NDArray[np.float32] | None = None
+
+
+def check_gguf(folder: Path) -> None:
+    """Find what would stop `write_gguf`, without reading a tensor.
+
+    Raises
+    ------
+    InputError
+        if the architecture or the tokenizer has no name in GGUF, or a tensor has none.
+    EnvironmentFault
+        if the package `gguf` is missing.
+
+    """
+    _library()
+    checkpoint = _opened(folder)
+    _tensors(checkpoint, architecture_of(checkpoint.config, str(folder / "config.json")), "f32")
+    _table(checkpoint)
 
 
 def write_gguf(
@@ -131,17 +148,25 @@ def digest_in(file: Path) -> tuple[str, str]:
 def _describe(writer: GGUFWriter, checkpoint: Checkpoint, kind: str, digest: str) -> None:
     from gguf import LlamaFileType
 
-    from mergepipe.tokenizer import read_vocabulary
-
-    vocabulary = read_vocabulary(checkpoint.folder, checkpoint.label)
-    rows = checkpoint.tensors[_ENDS[0]].shape[0]
     writer.add_type("model")
     writer.add_name(checkpoint.folder.resolve().name)
-    add_settings(writer, checkpoint.config, rows)
+    add_settings(writer, checkpoint.config, _vocabulary_size(checkpoint))
     writer.add_file_type(getattr(LlamaFileType, KINDS[kind]))
     writer.add_quantization_version(2)
     writer.add_string(_DIGEST, digest)
-    add_tokens(writer, token_table(vocabulary, rows, _template(checkpoint.folder, vocabulary)))
+    add_tokens(writer, _table(checkpoint))
+
+
+def _vocabulary_size(checkpoint: Checkpoint) -> int:
+    return checkpoint.tensors[_ENDS[0]].shape[0]
+
+
+def _table(checkpoint: Checkpoint) -> TokenTable:
+    from mergepipe.tokenizer import read_vocabulary
+
+    vocabulary = read_vocabulary(checkpoint.folder, checkpoint.label)
+    template = _template(checkpoint.folder, vocabulary)
+    return token_table(vocabulary, _vocabulary_size(checkpoint), template)
 
 
 def _template(folder: Path, vocabulary: Any) -> str | None:

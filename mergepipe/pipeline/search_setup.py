@@ -91,8 +91,9 @@ def absolute(prepared: Prepared, data: Any, evaluations: Sequence[Evaluation]) -
             found["beside"][label]["tokenizer"] = str(spec.tokenizer.resolve())
     for entry, evaluation in zip(found.get("evaluate", []), evaluations, strict=True):
         entry.update(_paths(entry, evaluation, folder))
-    if found.get("output", {}).get("path") is not None:
-        found["output"]["path"] = str(prepared.recipe.output.path)
+    target = prepared.recipe.output.path
+    if target is not None:
+        found["output"]["path"] = str(target.resolve())
     return dict(found)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -95,7 +94,6 @@ def git_digest(item: Item) -> str:
 
 def _digest(item: Item, hasher: hashlib._Hash) -> str:
     with item.path.open("rb") as stream:
-        os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
         while piece := stream.read(_PIECE_BYTES):
             hasher.update(piece)
     return hasher.hexdigest()

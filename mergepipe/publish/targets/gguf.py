@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mergepipe.digest import digest_file
 from mergepipe.errors import InputError, Problem
-from mergepipe.gguf import KINDS, digest_in, write_gguf
+from mergepipe.gguf import KINDS, check_gguf, digest_in, write_gguf
 from mergepipe.manifest import MANIFEST_FILE
 from mergepipe.publish.item import Parcel, check_unchanged
 from mergepipe.publish.target import Options, State, Target
@@ -35,18 +35,22 @@ class GgufFile:
         return f"{self.file} ({self.kind})"
 
     def look(self, parcel: Parcel) -> State:
-        """Say whether it was made of this checkpoint already.
+        """Say whether it was made of this checkpoint already, and find what would stop that.
 
         Raises
         ------
         InputError
-            if it is a folder, or its folder does not exist.
+            if it is a folder, its folder does not exist, or the model cannot be converted.
+        EnvironmentFault
+            if the package `gguf` is missing.
 
         """
         if self.file.is_dir() or not self.file.resolve().parent.is_dir():
             raise InputError(Problem(str(self.file), "cannot be a file there", "create its folder"))
         is_there = self.file.exists()
         same = is_there and digest_in(self.file) == (_digest(parcel), self.kind)
+        if not same:
+            check_gguf(parcel.folder)
         return State(
             is_new=not is_there,
             same=parcel.names if same else frozenset(),
