@@ -33,13 +33,15 @@ docs: $(VENV)/.installed-dev
 
 check: lint types docs test
 
-# 40 GB of disk in BENCH, and about 50 minutes, 20 of them mergekit's.
+# 40 GB of disk in BENCH, and about 50 minutes, 20 of them mergekit's, which runs once.
 BENCH ?= /tmp/mergepipe-bench
+ROUNDS ?= 5
 TIMED := linear slerp task_arithmetic ties "ties, scope: model" dare_ties breadcrumbs della sce
 bench: $(VENV)/.installed-dev
 	test -d $(BENCH)/1b/expert4 || \
 		$(BIN)/python benchmarks/synthetic.py $(BENCH)/1b --size 1b --experts 4
-	$(BIN)/python benchmarks/merge.py $(BENCH)/1b --experts 2 4 --methods $(TIMED) --write
+	$(BIN)/python benchmarks/merge.py $(BENCH)/1b --experts 2 4 --rounds $(ROUNDS) \
+		--methods $(TIMED) --write
 	$(BIN)/python benchmarks/merge.py $(BENCH)/1b --experts 2 --rounds 3 --memory --first-run --write
 	$(BIN)/python benchmarks/merge.py $(BENCH) --rounds 3 --scaling --write
 	$(BIN)/python benchmarks/method_times.py --write

@@ -83,10 +83,10 @@ def test_kinds_of_devices_and_dtypes_have_results_of_their_own(folder):
 @pytest.mark.slow
 def test_a_search_takes_the_option(capsys, folder, tmp_path, monkeypatch):
     monkeypatch.setenv("MERGEPIPE_CACHE", str(tmp_path / "results.db"))
-    call = ("search", folder / "search.yaml", "--out", tmp_path / "out", "--json", "--workers", 1)
+    call = ("search", folder / "search.yaml", "--json", "--workers", 1)
     found = {}
     for dtype in ("float32", "bfloat16"):
-        said = command(capsys, *call, "--overwrite", "--score-dtype", dtype)
+        said = command(capsys, *call, "--out", tmp_path / dtype, "--score-dtype", dtype)
         assert said.status == 0, said.err
         rows = json.loads(said.out)["results"]
         found[dtype] = next(row["value"] for row in rows if row["model"] == "a")
