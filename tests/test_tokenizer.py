@@ -206,6 +206,12 @@ def test_another_end_of_text_than_the_bases_is_warned_of(models):
     assert "expert: its eos token is <pad> (id 319), base's is </s> (id 318)" in said(models)
 
 
+def test_an_end_of_text_that_no_id_has_is_warned_of(models):
+    write_json(models / "expert" / "tokenizer_config.json", {"eos_token": "<|im_end|>"})
+    words = "tokenizer_config.json names <|im_end|> as its eos token, and no id has it"
+    assert words in said(models)
+
+
 def test_one_of_several_ends_of_text_is_no_disagreement(models):
     for name in ("base", "expert"):
         write_json(models / name / "tokenizer_config.json", {"eos_token": "</s>"})
@@ -223,7 +229,7 @@ def test_no_code_of_a_model_is_run_and_no_template_rendered(models):
         "chat_template": template,
     }
     write_json(models / "expert" / "tokenizer_config.json", settings)
-    assert plan(models).plans
+    assert "names custom code (auto_map), which is not run" in said(models)
     assert not list(models.rglob("*ran"))
 
 

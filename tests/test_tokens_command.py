@@ -202,6 +202,31 @@ def test_translations_are_compared_line_by_line(texts, capsys):
     assert "the files differ in lines" in done.err
 
 
+def test_tokens_of_two_tokenizers_are_aligned_and_mapped(texts, tmp_path, capsys):
+    two, file = (tokenizer("glass_en"), tokenizer("glass_pt")), tmp_path / "map.tsv"
+    done = command(capsys, "tokens", "align", *two, texts[0], "--map", file)
+    assert done.status == 0, done.err
+    assert "one to one, 100.0% of the bytes in them" in done.out
+    lines = [line.split("\t") for line in file.read_text(encoding="utf-8").splitlines()]
+    assert lines[0] == ["source_id", "pivot_id", "source", "pivot"]
+    ends = sum(line[3] in ('"<unk>"', '"<eos>"', '"<bos>"') for line in lines[1:])
+    assert "tokens were seen in the texts; the others are unknown" in done.out
+    assert 500 < ends < len(lines) - 1
+    (found,) = json.loads(command(capsys, "tokens", "align", *two, texts[0], "--json").out)
+    assert found["coverage"] == 1
+    assert found["groups"][-1][1::2] == found["tokens"]
+
+
+def test_a_map_by_spelling_keeps_what_is_spelled_alike(texts, tmp_path, capsys):
+    file, folder = tmp_path / "map.tsv", tokenizer("glass_en")
+    words = ("tokens", "align", folder, folder, texts[0], "--map", file, "--by", "spelling")
+    assert command(capsys, *words).status == 0
+    rows = [line.split("\t") for line in file.read_text(encoding="utf-8").splitlines()[1:]]
+    assert all(source == pivot for _, _, source, pivot in rows)
+    lost = command(capsys, *words[:6], tmp_path / "none" / "map.tsv")
+    assert (lost.status, "cannot be written" in lost.err) == (3, True)
+
+
 def test_a_tokenizer_beside_itself_is_the_same(texts, capsys):
     records = texts[0].with_suffix(".jsonl")
     records.write_text(f"{json.dumps({'text': ENGLISH})}\n" * 3, encoding="utf-8")

@@ -222,6 +222,33 @@ def test_a_report_says_how_both_tokenizers_fit_the_text(folder, capsys):
     assert one["premium"] == one["tokenizer"]["tokens"] / one["model"]["tokens"]
 
 
+def test_a_report_says_what_languages_cost_in_either_tokenizer(folder, capsys):
+    write_model(folder / "other", ("ho", *LETTERS), seed=1)
+    written(folder, "one.txt", "hoho", "ho")
+    written(folder, "two.txt", "catcat", "dog")
+    words_ = ("transplant", "model", "--tokenizer", "other", "--out", "out", "--method", "mean")
+    said = command(capsys, *words_, "--set", "translations={one: one.txt, two: two.txt}")
+    assert said.status == 0, said.err
+    quality = report(folder / "out")["quality"]
+    for side, (whole, _) in ((side, quality["parity"][side]["two"]) for side in quality["parity"]):
+        tokens = [quality["texts"][language][side]["tokens"] for language in ("two", "one")]
+        assert whole == tokens[0] / tokens[1]
+    assert "tokens of two for one of one: " in said.out
+
+
+def test_translations_that_are_no_translations_are_refused(folder, capsys):
+    written(folder, "one.txt", "ho ho", "ho")
+    written(folder, "two.txt", "cat cat")
+    words_ = ("transplant", "model", "--tokenizer", "other", "--out", "out")
+    for given, what in (
+        ("{one: one.txt, two: two.txt}", "the files differ in lines: one has 2, two has 1"),
+        ("{one: one.txt}", "needs two files or more"),
+        ("{one: one.txt, two: none.txt}", "none.txt: there is no such file"),
+    ):
+        said = command(capsys, *words_, "--set", f"translations={given}")
+        assert (said.status, what in said.err) == (2, True), said.err
+
+
 def test_spelling_keeps_more_of_a_model_than_the_mean_row(tmp_path, capsys):
     (tmp_path / "en").mkdir()
     glass("en", tmp_path / "en")

@@ -4,6 +4,11 @@ import numpy as np
 import pytest
 import torch
 from landmarked import rows, table, task, vocabulary
+from mergekit.tokensurgeon.common_interpolation import (
+    DistanceMetric,
+    WeightingScheme,
+    common_interp_approximate,
+)
 from mergekit.tokensurgeon.pca import landmark_pca_approximate
 from scipy.linalg import orthogonal_procrustes
 
@@ -49,6 +54,17 @@ def noisy_turn():
     turn = torch.linalg.qr(torch.randn(16, 16, generator=draws))[0]
     clean = donor @ turn
     return donor, clean, clean + 0.3 * torch.randn(2000, 16, generator=draws)
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+@pytest.mark.parametrize("weights", ["distance_proportional", "barycentric", "least_squares"])
+def test_common_interpolation_is_mergekit_tokensurgeons(metric, weights):
+    donor, base = table(600, 24), table(600, 16, seed=1)
+    made = rows(task(base, donor, 500), "common_interpolation", k=8, metric=metric, weights=weights)
+    scheme, distance = WeightingScheme(weights), DistanceMetric(metric)
+    ids, theirs = common_interp_approximate(donor[500:], donor[:500], 8, distance, scheme)
+    expected = (theirs[:, :, None] * base[ids]).sum(1)
+    torch.testing.assert_close(made.rows, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_landmark_pca_finds_a_turn_through_noise_that_mergekits_loses():

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from command_line import command
 from material import tokenizer
 from tokenizers import Tokenizer
 from transplant_cases import make, make_task, row_of, unigram, weights_of
@@ -109,6 +110,17 @@ def test_other_kinds_of_tokenizer_are_refused(table):
 def test_a_folder_that_is_there_is_not_overwritten(base, table, tmp_path):
     with pytest.raises(InputError, match="is there already"):
         write_extended(base.folder, tmp_path, transliterator(table))
+
+
+def test_the_command_makes_the_tokenizer_that_the_method_needs(base, table, tmp_path, capsys):
+    words = ("tokens", "transliterate", base.folder, "--out", tmp_path / "out")
+    said = command(capsys, *words, "--table", table)
+    assert said.status == 0, said.err
+    assert "out: 3 new tokens" in said.out
+    again = command(capsys, *words, "--table", table)
+    assert (again.status, "is there already" in again.err) == (2, True)
+    gone = command(capsys, *words, "--table", tmp_path / "none.tsv")
+    assert (gone.status, "there is no such file" in gone.err) == (2, True)
 
 
 def test_faulty_lines_of_a_table_are_named(tmp_path):

@@ -10,12 +10,13 @@ import typer
 
 from mergepipe.cli.options import Json
 from mergepipe.cli.tokens_align import align
+from mergepipe.cli.tokens_transliterate import transliterate
 from mergepipe.errors import InputError, Problem
 
 if TYPE_CHECKING:
     from mergepipe.tokenizer import Vocabulary
 
-__all__ = ["app", "compare", "read_both", "read_texts"]
+__all__ = ["app", "compare", "read_both"]
 
 app = typer.Typer(no_args_is_help=True, help="Look at tokenizers, and hold them side by side.")
 
@@ -38,11 +39,14 @@ def compare(
     """Compare two tokenizers by what their tokens stand for, and by what they make of texts."""
     from mergepipe.cli import tokens_table
     from mergepipe.tokenizer.report import report
+    from mergepipe.transplant.texts import read_texts, read_translations
 
     ours, theirs = read_both(a, b)
-    said = {str(file): read_texts(file, by_line=parallel) for file in texts or ()}
+    files = {str(file): file for file in texts or ()}
     if parallel:
-        _check_parallel(said)
+        said = read_translations(files, "--parallel")
+    else:
+        said = {name: read_texts(file) for name, file in files.items()}
     tokens_table.show(report(ours, theirs, said, is_parallel=parallel), json_only=as_json)
 
 
@@ -73,28 +77,5 @@ def _labels(folders: Sequence[Path]) -> list[str]:
     return ["/".join(one[-size:]) for one in parts]
 
 
-def read_texts(file: Path, *, by_line: bool) -> list[str]:
-    """Give the texts of a file: those of its records, its lines, or the whole of it."""
-    from mergepipe.evaluate import read_jsonl
-
-    if not file.is_file():
-        raise InputError(Problem(str(file), "there is no such file"))
-    if file.suffix == ".jsonl":
-        return [record["text"] for record in read_jsonl(file, {"text": str}).values()]
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(Problem(str(file), f"cannot be read as UTF-8 text: {error}")) from error
-    return text.splitlines() if by_line else [text]
-
-
-def _check_parallel(said: dict[str, list[str]]) -> None:
-    sizes = {name: len(texts) for name, texts in said.items()}
-    if len(sizes) < 2:  # noqa: PLR2004
-        raise InputError(Problem("--parallel", "needs two files or more", "give the translations"))
-    if len(set(sizes.values())) > 1:
-        shown = ", ".join(f"{name} has {size}" for name, size in sizes.items())
-        raise InputError(Problem("--parallel", f"the files differ in lines: {shown}"))
-
-
 app.command("align")(align)
+app.command("transliterate")(transliterate)

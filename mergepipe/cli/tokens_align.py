@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from mergepipe.cli.options import Json
-from mergepipe.errors import EnvironmentFault, Problem
+from mergepipe.errors import EnvironmentFault, Problem, printable
 
 if TYPE_CHECKING:
     from mergepipe.tokenizer import Token, Vocabulary
@@ -42,15 +42,16 @@ def align(
 ) -> None:
     """Align two tokenizations of texts by their bytes, and map one vocabulary to the other."""
     from mergepipe.cli.console import results
-    from mergepipe.cli.tokens import read_both, read_texts
+    from mergepipe.cli.tokens import read_both
     from mergepipe.tokenizer.encoding import encode_all
     from mergepipe.tokenizer.sequences import align_tokens
+    from mergepipe.transplant.texts import read_texts
 
     ours, theirs = read_both(source, pivot)
     read = {
         f"{file}:{number}" if number else str(file): text
         for file in texts
-        for number, text in enumerate(read_texts(file, by_line=False))
+        for number, text in enumerate(read_texts(file))
     }
     pairs = [
         (first, second)
@@ -62,23 +63,30 @@ def align(
         name: (first, second, align_tokens(first, second))
         for name, (first, second) in zip(read, pairs, strict=True)
     }
-    if save is not None:
-        _save_map(save, ours, theirs, pairs, by)
+    note = "" if save is None else _save_map(save, ours, theirs, pairs, by)
     if as_json:
         results.print_json(json.dumps([_plain(name, *one) for name, one in found.items()]))
         return
     for name, one in found.items():
-        results.print(_table(name, *one))
+        _line(printable(name))
+        results.print(_table(*one))
+        _line(f"{_summary(*one)}\n")
+    if note:
+        _line(note)
 
 
-def _save_map(file: Path, source: Vocabulary, pivot: Vocabulary, pairs: Texts, by: str) -> None:
+def _save_map(file: Path, source: Vocabulary, pivot: Vocabulary, pairs: Texts, by: str) -> str:
+    """Write the map; say how many of the tokens it could not know."""
     from mergepipe.tokenizer.mined import map_by_spelling
     from mergepipe.tokenizer.warping import count_pairs, map_by_statistics
 
     if by == "spelling":
-        found = map_by_spelling(source, pivot)
+        found, note = map_by_spelling(source, pivot), ""
     else:
-        found = map_by_statistics(count_pairs(pairs), source, pivot)
+        counts = count_pairs(pairs)
+        found, seen = map_by_statistics(counts, source, pivot), len({one for _, one in counts})
+        note = f"{file}: {seen:,} of {len(source):,} tokens were seen in the texts; the others are "
+        note += "unknown, or ends of text (`--by spelling` maps all)"
     lines = [
         "\t".join(map(str, (s, p, _quoted(source.tokens[s]), _quoted(pivot.tokens[p]))))
         for s, p in found.items()
@@ -89,6 +97,7 @@ def _save_map(file: Path, source: Vocabulary, pivot: Vocabulary, pairs: Texts, b
         raise EnvironmentFault(
             Problem(str(file), f"cannot be written: {error.strerror}")
         ) from error
+    return printable(note)
 
 
 def _quoted(token: Token) -> str:
@@ -113,21 +122,27 @@ def _one_to_one(found: Alignment) -> float:
     return same / len(found.groups) if found.groups else 0.0
 
 
-def _table(name: str, first: Sequence[Token], second: Sequence[Token], found: Alignment) -> Any:
+def _summary(first: Sequence[Token], second: Sequence[Token], found: Alignment) -> str:
+    hidden = len(found.groups) - _SHOWN
+    return (
+        f"{f'and {hidden:,} more; ' if hidden > 0 else ''}{len(first):,} tokens are "
+        f"{len(second):,}: {len(found.groups):,} groups, {_one_to_one(found):.0%} of them one to "
+        f"one, {found.coverage:.1%} of the bytes in them"
+    )
+
+
+def _line(text: str) -> None:
+    from mergepipe.cli.console import results
+
+    results.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _table(first: Sequence[Token], second: Sequence[Token], found: Alignment) -> Any:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    from mergepipe.errors import printable
-
-    grid = Table(
-        title=Text(printable(name)),
-        caption=f"{len(first)} tokens are {len(second)}: {len(found.groups)} groups, "
-        f"{_one_to_one(found):.0%} of them one to one, {found.coverage:.1%} of the bytes in them",
-        box=box.SIMPLE_HEAD,
-        title_justify="left",
-        caption_justify="left",
-    )
+    grid = Table(box=box.SIMPLE_HEAD)
     for heading in ("source", "pivot"):
         grid.add_column(heading)
     for g in found.groups[:_SHOWN]:

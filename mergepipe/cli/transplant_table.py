@@ -118,6 +118,8 @@ def report_lines(said: Mapping[str, Any]) -> Iterator[str]:
     for table in said["tables"]:
         counts = ", ".join(f"{n:,} {_WORDS[how]}" for how, n in table["rows"].items() if n)
         yield f"  {table['tensor']} ({table['side']}): {counts}"
+        if said["method"] == "auto" and table["notes"]:
+            yield f"    {table['notes'][-1]}"
         if table["residuals"]:
             yield f"    not explained of donor rows: {_spread(table['residuals'])}"
         for name, norms in table["norms"].items():
@@ -138,6 +140,15 @@ def _quality_lines(quality: Mapping[str, Any]) -> Iterator[str]:
             before, after = (one[side][field] for side in ("model", "tokenizer"))
             if before is not None and after is not None:
                 yield f"    {label}: {before:.3f} before, {after:.3f} after"
+    yield from _parity_lines(quality["parity"])
+
+
+def _parity_lines(parity: Mapping[str, Any]) -> Iterator[str]:
+    first, *others = parity["model"] or [""]
+    for language in others:
+        pairs = (parity[side][language] for side in ("model", "tokenizer"))
+        before, after = (f"{pair[0]:.3f}" if pair else "too much unknown" for pair in pairs)
+        yield f"  tokens of {language} for one of {first}: {before} before, {after} after"
 
 
 def _spread(values: Mapping[str, float]) -> str:

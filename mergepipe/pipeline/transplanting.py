@@ -18,7 +18,7 @@ from mergepipe.recipe import MergeSpec, NanPolicy, Recipe, TransplantSpec
 from mergepipe.transplant.donor import Donor
 from mergepipe.transplant.planning import Choice, MadeTensor, Transplant, plan_transplant
 from mergepipe.transplant.report import TableReport, as_json
-from mergepipe.transplant.texts import read_texts
+from mergepipe.transplant.texts import read_texts, read_translations
 from mergepipe.write import Journal, Record, disk_faults, tokenizer_files
 
 __all__ = [
@@ -56,7 +56,7 @@ def plan_transplants(
             name,
             known[spec.model],
             _donor(spec, known),
-            Choice(spec.method, spec.parameters, spec.options, recipe.seed),
+            Choice(spec.method, spec.parameters, spec.options, recipe.seed, spec.translations),
             folder=folder / name,
             problems=problems,
         )
@@ -188,7 +188,8 @@ def write_report(
 ) -> None:
     """Write what the transplants did, by stage, to `transplant.json`.
 
-    Their tokenizers are measured on the texts of evaluations, and on what a method is judged by.
+    Their tokenizers are measured on the texts of evaluations, on what a method is judged by, and
+    on translations.
     """
     if not transplants:
         return
@@ -197,9 +198,13 @@ def write_report(
     found = {}
     for name, one in transplants.items():
         own = getattr(one.choice.parameters, "text", None)
-        named = {**files, **({own.name: own} if isinstance(own, Path) else {})}
-        texts = {key: read_texts(file) for key, file in named.items() if isinstance(file, Path)}
-        found[name] = as_json(one, _tables(one), texts)
+        named = {key: file for key, file in files.items() if isinstance(file, Path)}
+        if isinstance(own, Path) and own not in named.values():
+            named[own.name] = own
+        texts = {key: read_texts(file) for key, file in named.items()}
+        languages = one.choice.translations
+        said = read_translations(languages, name) if languages else {}
+        found[name] = as_json(one, _tables(one), texts, said)
     with disk_faults(folder / REPORT_FILE):
         text = json.dumps(found, indent=2, ensure_ascii=False)
         (folder / REPORT_FILE).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")

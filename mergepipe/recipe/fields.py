@@ -161,6 +161,9 @@ class TransplantFields(OpenFields):
         None, ge=1, le=2**20, description="rows; default: as many as the tokenizer's model has"
     )
     strict: bool = Field(False, description="refuse tokenizers that cut numbers in other ways")
+    translations: dict[str, Text] = Field(
+        default={}, description="files of one text by language, line by line: what each costs"
+    )
 
 
 class StageFields(Fields):

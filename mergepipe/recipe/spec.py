@@ -102,6 +102,7 @@ class TransplantSpec:
     method: str
     parameters: Parameters | None  # None where they have faults
     options: Options
+    translations: Mapping[str, Path] = field(default_factory=dict)  # by language
 
 
 @dataclass(frozen=True, slots=True)

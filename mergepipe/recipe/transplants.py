@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from mergepipe.errors import did_you_mean, printable
+from mergepipe.errors import InputError, did_you_mean, printable
 from mergepipe.recipe.document import FieldPath
 from mergepipe.recipe.fields import RecipeFields, TransplantFields
 from mergepipe.recipe.merges import MergeReader
@@ -16,6 +16,7 @@ from mergepipe.recipe.sources import folder_path
 from mergepipe.recipe.spec import MergeSpec, TransplantSpec
 from mergepipe.transplant import Parameters, load_transplant, transplant_names
 from mergepipe.transplant.options import Options
+from mergepipe.transplant.texts import read_translations
 
 __all__ = ["read_transplants", "transplant_result"]
 
@@ -70,6 +71,7 @@ def _spec(fields: TransplantFields, path: FieldPath, reader: MergeReader) -> Tra
             multiple=fields.pad_to_multiple_of,
             strict=fields.strict,
         ),
+        translations=_translations(fields.translations, (*path, "translations"), reader),
     )
 
 
@@ -85,6 +87,24 @@ def _donor(text: str, path: FieldPath, reader: MergeReader) -> tuple[str | None,
         what = f"'{printable(text, 80)}' is neither a model nor a folder"
         reader.problems.add(where, f"{what}{did_you_mean(text, reader.labels)}")
     return None, folder
+
+
+def _translations(
+    named: Mapping[str, str], path: FieldPath, reader: MergeReader
+) -> dict[str, Path]:
+    """Give the files by language, once they have been read and are as long as each other."""
+    document, problems = reader.document, reader.problems
+    found = {
+        language: folder_path(text, document, (*path, language), problems)
+        for language, text in named.items()
+    }
+    files = {language: file for language, file in found.items() if file is not None}
+    if files and len(files) == len(named):
+        try:
+            read_translations(files, document.where(path))
+        except InputError as error:
+            problems.found.extend(error.problems)
+    return files
 
 
 def _parameters(

@@ -13,6 +13,7 @@ from mergepipe.tokenizer.vocabulary import ROLES
 __all__ = ["Named", "check_roles", "read_roles", "stated_roles"]
 
 _SETTINGS = "tokenizer_config.json"
+_SPECIAL = "special_tokens_map.json"
 _IDS = ("config.json", "generation_config.json")
 _CHECKED = ("bos", "eos")
 _NESTED = ("text_config", "llm_config", "language_config")
@@ -40,10 +41,8 @@ def stated_roles(
 
     Tokens that the vocabulary lacks are passed over.
     """
-    special = _stored(folder, label, "special_tokens_map.json")
-    for file, named in ((_SETTINGS, settings), ("special_tokens_map.json", special)):
-        texts = ((role, _content(named.get(f"{role}_token"))) for role in ROLES)
-        yield file, {role: (ids[text],) for role, text in texts if text and text in ids}
+    for file, texts in _named(folder, label, settings):
+        yield file, {role: (ids[text],) for role, text in texts.items() if text in ids}
     known = set(ids.values())
     for file in _IDS:
         config = _stored(folder, label, file)
@@ -55,6 +54,16 @@ def stated_roles(
                 if numbers and all(number in known for number in numbers):
                     stated.setdefault(role, numbers)
         yield file, stated
+
+
+def _named(
+    folder: Path, label: str, settings: Mapping[str, Any]
+) -> Iterator[tuple[str, Mapping[str, str]]]:
+    """Give the tokens that the files of the tokenizer name for roles."""
+    special = _stored(folder, label, _SPECIAL)
+    for file, named in ((_SETTINGS, settings), (_SPECIAL, special)):
+        texts = ((role, _content(named.get(f"{role}_token"))) for role in ROLES)
+        yield file, {role: text for role, text in texts if text}
 
 
 class Named(Protocol):
@@ -82,8 +91,20 @@ class Named(Protocol):
 
 
 def check_roles(model: Named, donor: Named | None, problems: Problems) -> None:
-    """Warn where a model's files disagree on how a text begins or ends, or model and `donor` do."""
+    """Warn where a model's files disagree on how a text begins or ends, or model and `donor` do.
+
+    Also where they name a token that there is not, or, in a model beside a `donor`, custom code.
+    """
     where = place(model.folder, model.label)
+    for file, texts in _named(model.folder, model.label, model.settings):
+        for role in _CHECKED:
+            text = texts.get(role)
+            if text and text not in model.ids:
+                what = f"{file} names {printable(text, 80)} as its {role} token, and no id has it"
+                problems.warn(where, what)
+    if donor is not None and "auto_map" in model.settings:
+        what = f"{_SETTINGS} names custom code (auto_map), which is not run"
+        problems.warn(where, f"{what}; the tokenizer is what its other files say")
     stated = list(stated_roles(model.folder, model.label, model.settings, model.ids))
     for role in _CHECKED:
         said = [(file, roles[role]) for file, roles in stated if role in roles]

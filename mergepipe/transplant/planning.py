@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from blake3 import blake3
@@ -48,12 +48,13 @@ class MadeTensor:
 
 @dataclass(frozen=True)
 class Choice:
-    """How rows are made."""
+    """How rows are made, and what the report is to measure beside: one text in many languages."""
 
     method: str
     parameters: Parameters
     options: Options
     seed: int
+    translations: Mapping[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

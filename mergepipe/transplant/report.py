@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,13 @@ from numpy.typing import NDArray
 from mergepipe.tokenizer.digits import numeral_warning
 from mergepipe.tokenizer.encoding import encoder
 from mergepipe.tokenizer.matching import Match
-from mergepipe.tokenizer.quality import measure, pieces_per_missing, unreachable, weighted_overlap
+from mergepipe.tokenizer.quality import (
+    measure,
+    parity,
+    pieces_per_missing,
+    unreachable,
+    weighted_overlap,
+)
 from mergepipe.tokenizer.vocabulary import Token
 
 if TYPE_CHECKING:
@@ -24,6 +30,7 @@ _QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
 _WORST = 20
 
 Numbers = NDArray[np.float64]
+Texts: TypeAlias = Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +93,13 @@ def worst_tokens(
 def as_json(
     transplant: Transplant,
     tables: Sequence[TableReport],
-    texts: Mapping[str, Sequence[str]] | None = None,
+    texts: Texts | None = None,
+    translations: Texts | None = None,
 ) -> dict[str, Any]:
-    """Give the report for machines; on texts also how well both tokenizers fit them."""
+    """Give the report for machines; on texts also how well both tokenizers fit them.
+
+    `translations` say the same in several languages, line by line.
+    """
     choice = transplant.choice
     found, labels = transplant.match, (transplant.base.label, transplant.donor.label)
     return {
@@ -106,16 +117,16 @@ def as_json(
             "tokenizer": str(transplant.digits[1]),
             "warning": numeral_warning(*transplant.digits, labels),
         },
-        "quality": _quality(found, texts or {}),
+        "quality": _quality(found, texts or {}, translations or {}),
         "tables": [asdict(one) for one in tables],
     }
 
 
-def _quality(found: Match, texts: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+def _quality(found: Match, texts: Texts, translations: Texts) -> dict[str, Any]:
     sides = {"model": found.base, "tokenizer": found.donor}
     makers = {side: encoder(one) for side, one in sides.items()}
     on_texts: dict[str, Any] = {}
-    for name, said in texts.items():
+    for name, said in {**texts, **translations}.items():
         measured = {side: measure(one, makers[side], said) for side, one in sides.items()}
         before, after = measured["model"].tokens, measured["tokenizer"].tokens
         on_texts[name] = {
@@ -127,4 +138,5 @@ def _quality(found: Match, texts: Mapping[str, Sequence[str]]) -> dict[str, Any]
         "unreachable": {side: len(unreachable(one, makers[side])) for side, one in sides.items()},
         "pieces_per_missing": pieces_per_missing(found, makers["model"]),
         "texts": on_texts,
+        "parity": {side: parity(one, makers[side], translations) for side, one in sides.items()},
     }
