@@ -7,6 +7,11 @@ targets a sample of what only the donor has. The embeddings are random but shape
 variances of a power law, tokens in families, norms as in SmolLM2's table. mergepipe makes each
 Gram row that it needs once: `with its Gram rows` adds the time of all of them, spread over all
 missing tokens, to the time of a token whose rows are there.
+
+    python benchmarks/transplant.py --whole /tmp/whole
+
+gives a model of one layer with Llama 3's tokenizer that of Qwen 2.5, all missing tokens, by the
+command that users have.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -23,6 +29,9 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from contest import beside_python, measure
+from safetensors.torch import save_file
+from synthetic import Shape, config, tensors, values
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
@@ -69,6 +78,37 @@ def relative(
     return float(((made - some).norm(dim=1) / some.norm(dim=1)).mean())
 
 
+def write_model(folder: Path, tokenizer: str, rows: int, hidden: int, seed: int) -> None:
+    """A Llama of one layer with tied embeddings and a real tokenizer."""
+    import material
+
+    folder.mkdir(parents=True)
+    for file in material.tokenizer(tokenizer).iterdir():
+        shutil.copy(file, folder)
+    shape = Shape(1, hidden, 2 * hidden, hidden // 64, hidden // 64, rows)
+    (folder / "config.json").write_text(json.dumps(config(shape) | {"tie_word_embeddings": True}))
+    made = {
+        name: values(name, extent, seed).view(extent)
+        for name, extent in tensors(shape)
+        if extent[0] != rows
+    }
+    table = embeddings(rows, hidden, seed).to(torch.bfloat16)
+    save_file({"model.embed_tokens.weight": table, **made}, folder / "model.safetensors")
+
+
+def whole(folder: Path, hidden: int, k: int, threads: int) -> None:
+    """Time and memory of `mergepipe transplant` for all that Llama 3 lacks of Qwen 2.5."""
+    shutil.rmtree(folder, ignore_errors=True)
+    write_model(folder / "base", "llama3", 128_256, hidden, 0)
+    write_model(folder / "donor", "qwen2_5", 151_936, hidden, 1)
+    words = ("--method", "omp", "--k", str(k), "--threads", str(threads))
+    names = (str(folder / "base"), "--tokenizer", str(folder / "donor"), "--out", str(folder / "o"))
+    command = (beside_python("mergepipe"), "transplant", *names, *words)
+    cost = measure(command, folder / "log.txt", {})
+    print((folder / "log.txt").read_text())
+    print(f"{cost.seconds:.0f} s, {cost.cpu_seconds:.0f} s of CPU, {cost.peak_bytes / 1e9:.2f} GB")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
@@ -78,7 +118,11 @@ def main() -> None:
     add("--peer-tokens", type=int, default=32, help="pursued by mergekit in a round")
     add("--rounds", type=int, default=2)
     add("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    add("--whole", type=Path, metavar="FOLDER", help="the whole vocabulary, by the command")
     args = parser.parse_args()
+    if args.whole:
+        whole(args.whole, args.hidden, args.k, args.threads)
+        return
     torch.set_num_threads(args.threads)
 
     from mergekit.tokensurgeon.omp import batch_omp
