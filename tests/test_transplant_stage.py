@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,13 +16,16 @@ from attempts import attempt
 from material import glass
 from peak import peak_bytes
 from transplant_cases import words
-from transplanted import EMBEDDING, HEAD, LETTERS, WORDS, set_tensor, tensors, write_model
+from transplanted import EMBEDDING, HEAD, LETTERS, WORDS, report, set_tensor, tensors, write_model
 
 from mergepipe.errors import InputError
 from mergepipe.pipeline import merge, prepare
+from mergepipe.transplant import making
+from mergepipe.transplants import omp
 from mergepipe.verify import verify
 
 OTHERS = (*LETTERS, "ho", "▁sings", "cat")
+MORE = ("ho", "hi", "he", "to", "ti", "te", "no")
 LABELS = ("base", "expert", "target")
 MIB = 1 << 20
 
@@ -186,6 +190,66 @@ def test_a_changed_parameter_makes_the_rows_anew(folder):
     rerun = attempt(folder)
     assert "the recipe changed: transplant.k was 4, is 2" in rerun.err
     assert rerun.err.count("rows to make") == 2
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks of two rows; gives the positions that omp is asked for, which may stop a run."""
+    asked, method = [], omp.METHOD
+
+    def fit(task, parameters):
+        fitted = method.fit(task, parameters)
+
+        def stopping(positions):
+            if asked.count("stop") > 0 and len(asked) > 2:
+                raise KeyboardInterrupt
+            asked.append(tuple(positions))
+            return fitted(positions)
+
+        return stopping
+
+    monkeypatch.setattr(making, "_BLOCK", 2)
+    monkeypatch.setattr(making, "load_transplant", lambda _: replace(method, fit=fit))
+    return asked
+
+
+def interrupted(recipe: Path, asked: list) -> None:
+    """A run that is stopped after two blocks of its first table."""
+    asked.append("stop")
+    with pytest.raises(KeyboardInterrupt, match="0 of 23 tensors are made"):
+        run(recipe)
+    assert asked == ["stop", (0, 1), (2, 3)]
+    asked.clear()
+
+
+def test_rows_that_were_made_before_an_interrupt_are_not_made_again(folder, small_blocks):
+    write_model(folder / "target", (*LETTERS, *MORE), seed=2, dtype="F32")
+    recipe = write_recipe(folder, transplant=aligned(method="omp", k=4)["transplant"])
+    expected = run(recipe)
+    said = report(folder / "merged")["tables"]
+    shutil.rmtree(folder / "merged")
+    small_blocks.clear()
+    interrupted(recipe, small_blocks)
+    found = run(recipe)
+    assert small_blocks == [(4, 5), (6,), (0, 1), (2, 3), (4, 5), (6,)]  # then the other table
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert report(folder / "merged")["tables"] == said
+
+
+def test_rows_that_were_damaged_after_an_interrupt_are_made_again(folder, small_blocks):
+    write_model(folder / "target", (*LETTERS, *MORE), seed=2, dtype="F32")
+    recipe = write_recipe(folder, transplant=aligned(method="omp", k=4)["transplant"])
+    expected = run(recipe)
+    shutil.rmtree(folder / "merged")
+    small_blocks.clear()
+    interrupted(recipe, small_blocks)
+    (table,) = folder.rglob("*.rows")
+    with table.open("r+b") as file:
+        file.seek((1 + len(LETTERS) + 2) * 64 * 4)  # the third of the missing tokens' rows
+        file.write(b"\0")
+    found = run(recipe)
+    assert small_blocks[:2] == [(2, 3), (4, 5)]
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def peak_of_transplant(folder: Path, count: int) -> int:

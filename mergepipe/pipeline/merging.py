@@ -17,8 +17,10 @@ from mergepipe.pipeline.inputs import InputFile, check_unchanged, input_files
 from mergepipe.pipeline.preparing import Prepared, stage_folder
 from mergepipe.pipeline.recording import Recorder
 from mergepipe.pipeline.transplanting import (
+    is_part,
     is_table,
     make_transplants,
+    sound_parts,
     sound_tables,
     write_report,
 )
@@ -127,9 +129,10 @@ class _Run:
     @property
     def kept(self) -> str:
         """What a later run can use; empty if there is nothing."""
-        made = len(self.journal.records)
-        if not made:
+        records = self.journal.records.values()
+        if not records:
             return ""
+        made = sum(not is_part(one) for one in records)
         return f"{made} of {self.total} tensors are made; run the same command again to go on"
 
     def make(self, problems: Problems, *, sync: bool) -> None:
@@ -175,9 +178,9 @@ class _Run:
         with disk_faults(self.folder):
             self._clear(keep_tensors=bool(sound))
         self.journal.start(sound)
-        self.before = len(sound)
+        self.before = sum(not is_part(one) for one in sound)
         if sound:
-            self.tell(f"going on: {len(sound)} of {self.total} tensors were already made")
+            self.tell(f"going on: {self.before} of {self.total} tensors were already made")
 
     def _sound(self, records: list[Record]) -> list[Record]:
         """Give the records whose tensors need not be made again."""
@@ -185,9 +188,11 @@ class _Run:
         sound = self._unharmed(result, records)
         tables = list(sound_tables(self.prepared.transplants, records))
         if len(sound) == len(result.steps):  # nothing reads the stages before it any more
-            rest = [one for one in records if one.stage != result.name]
+            rest = [one for one in records if one.stage != result.name and not is_part(one)]
             return [one for one in rest if not is_table(one)] + tables + sound
-        return tables + [one for plan in before for one in self._unharmed(plan, records)] + sound
+        parts = list(sound_parts(self.prepared.transplants, records))
+        staged = [one for plan in before for one in self._unharmed(plan, records)]
+        return tables + parts + staged + sound
 
     def _unharmed(self, plan: Plan, records: list[Record]) -> list[Record]:
         ours = [record for record in records if record.stage == plan.name]

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mergepipe.checkpoint import Checkpoint, Stored
 from mergepipe.digest import digest_file
@@ -21,13 +21,18 @@ from mergepipe.transplant.report import TableReport, as_json
 from mergepipe.transplant.texts import read_texts, read_translations
 from mergepipe.write import Journal, Record, disk_faults, tokenizer_files
 
+if TYPE_CHECKING:
+    from mergepipe.transplant.making import Part
+
 __all__ = [
     "REPORT_FILE",
     "check_transplants",
+    "is_part",
     "is_table",
     "make_transplants",
     "plan_copy",
     "plan_transplants",
+    "sound_parts",
     "sound_tables",
     "summary",
     "write_report",
@@ -36,7 +41,7 @@ __all__ = [
 REPORT_FILE = "transplant.json"
 _TABLES = 4  # in the memory that may be used: two that are read, and what a method makes of them
 _ON_TEXTS = "bits_per_byte"
-_ROWS_OF = "rows of "
+_ROWS_OF, _PART_OF = "rows of ", "part of the rows of "
 _OUTPUT_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
@@ -136,7 +141,7 @@ def make_transplants(
         return
     import torch
 
-    from mergepipe.transplant.making import Room, make_tensor
+    from mergepipe.transplant.making import Parts, Room, make_tensor
 
     device = torch.device("cpu") if resources.device is None else as_device(resources.device)
     threads, most = resources.threads or default_threads(), resources.max_memory or 0
@@ -148,9 +153,10 @@ def make_transplants(
             file = made.stored.file
             count = len(transplant.match.missing)
             tell(f"{transplant.name}: {made.name}, {count:,} of {transplant.rows:,} rows to make")
+            parts = Parts(_parts(transplant, made, journal), _recorder(transplant, made, journal))
             with disk_faults(file):
                 file.parent.mkdir(parents=True, exist_ok=True)
-                report = make_tensor(transplant, made, room, tell)
+                report = make_tensor(transplant, made, room, tell, parts)
                 _report_file(made).write_text(json.dumps(asdict(report)), encoding="utf-8")
                 digest = digest_file(file)
             journal.add(Record(_stage(transplant), made.name, digest, (), ""))
@@ -161,9 +167,36 @@ def _stage(transplant: Transplant) -> str:
     return f"{_ROWS_OF}{transplant.name}"
 
 
+def _part_stage(transplant: Transplant, made: MadeTensor) -> str:
+    return f"{_PART_OF}{transplant.name}: {made.name}"
+
+
+def _parts(transplant: Transplant, made: MadeTensor, journal: Journal) -> dict[int, Part]:
+    from mergepipe.transplant.making import Part
+
+    found = {}
+    for record in journal.of(_part_stage(transplant, made)).values():
+        residuals, start = json.loads(record.note), int(record.tensor)
+        found[start] = Part(start, record.digest, residuals and tuple(residuals))
+    return found
+
+
+def _recorder(transplant: Transplant, made: MadeTensor, journal: Journal) -> Callable[[Part], None]:
+    def add(part: Part) -> None:
+        stage, note = _part_stage(transplant, made), json.dumps(part.residuals)
+        journal.add(Record(stage, str(part.start), part.digest, (), note))
+
+    return add
+
+
 def is_table(record: Record) -> bool:
     """Tell a made table from a tensor of a stage."""
     return record.stage.startswith(_ROWS_OF)
+
+
+def is_part(record: Record) -> bool:
+    """Tell rows of a table that was not finished."""
+    return record.stage.startswith(_PART_OF)
 
 
 def _report_file(made: MadeTensor) -> Path:
@@ -180,6 +213,17 @@ def sound_tables(
         if made is None or not made.stored.file.is_file() or not _report_file(made).is_file():
             continue
         if digest_file(made.stored.file) == record.digest:
+            yield record
+
+
+def sound_parts(
+    transplants: Mapping[str, Transplant], records: Sequence[Record]
+) -> Iterator[Record]:
+    """Give the records of rows whose table is on the disk; their bytes are looked at when used."""
+    places = {_part_stage(x, one): one for x in transplants.values() for one in x.tensors}
+    for record in records:
+        made = places.get(record.stage)
+        if made is not None and made.stored.file.is_file():
             yield record
 
 

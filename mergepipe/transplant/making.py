@@ -7,8 +7,9 @@ blocks; so little is in memory at once, and what blocks there are changes nothin
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from mergepipe.checkpoint import read_values, torch_dtype
+from mergepipe.digest import digest_of
 from mergepipe.errors import InputError, Problem, printable
 from mergepipe.transplant.kinds import load_transplant
 from mergepipe.transplant.planning import MadeTensor, Transplant
@@ -29,10 +31,11 @@ from mergepipe.transplant.task import Approximation, Ids, Task
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Room", "make_tensor", "task_of"]
+__all__ = ["Part", "Parts", "Room", "make_tensor", "task_of"]
 
 _BLOCK = 512  # missing tokens that a method is asked for at once
 _ELEMENTS = 1 << 21  # of rows that are held at once
+_SECONDS_BETWEEN_LINES = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +47,33 @@ class Room:
     most_bytes: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A block of rows that a method made: the digest of their bytes, and their residuals."""
+
+    start: int  # in `task.missing`
+    digest: str
+    residuals: tuple[float, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What of a table an earlier run made, by `start`; `add` is given what this one makes."""
+
+    done: Mapping[int, Part] = field(default_factory=dict)
+    add: Callable[[Part], None] = lambda _: None
+
+
 def make_tensor(
     transplant: Transplant,
     made: MadeTensor,
     room: Room,
     tell: Callable[[str], None] = lambda _: None,
+    parts: Parts | None = None,
 ) -> TableReport:
     """Write one tensor to its file; give what is to be known of it.
+
+    Rows of `parts` that are in the file as they were written are not made again.
 
     Raises
     ------
@@ -66,14 +89,16 @@ def make_tensor(
         notes.append(message)
         tell(f"{made.name}: {message}")
 
-    file = os.open(made.stored.file, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    parts = Parts() if parts is None else parts
+    fresh = 0 if parts.done else os.O_TRUNC
+    file = os.open(made.stored.file, os.O_RDWR | os.O_CREAT | fresh | os.O_CLOEXEC, 0o666)
     try:
         os.ftruncate(file, made.stored.nbytes)
         if made.side is None:
             report = _make_bias(transplant, made, file)
         else:
             task = task_of(transplant, made, room, told)
-            report = _Maker(transplant, made, task, file).make(notes)
+            report = _Maker(transplant, made, task, file, parts, tell).make(notes)
         os.fsync(file)
     finally:
         os.close(file)
@@ -126,11 +151,12 @@ class _Maker:
     made: MadeTensor
     task: Task
     file: int
+    parts: Parts
+    tell: Callable[[str], None]
 
     def __post_init__(self) -> None:
         self.total = torch.zeros(self.made.columns, dtype=torch.float64)
         self.norms = np.full(self.transplant.rows, np.nan)
-
         self.block = max(1, _ELEMENTS // self.made.columns)
 
     @cached_property
@@ -169,13 +195,42 @@ class _Maker:
         method = load_transplant(self.transplant.choice.method)
         fitted = method.fit(self.task, self.transplant.choice.parameters)
         residuals: list[NDArray[np.float64]] = []
+        progress = _Progress(self.made.name, len(missing), self.tell)
+        if self.parts.done:
+            count = min(len(self.parts.done) * _BLOCK, len(missing))
+            self.tell(f"{self.made.name}: {count:,} of {len(missing):,} rows were already made")
         for start in range(0, len(missing), _BLOCK):
             positions = np.arange(start, min(start + _BLOCK, len(missing)))
-            found: Approximation = fitted(positions)
-            self._write(missing[positions], found.rows.cpu())
-            if found.residual is not None:
-                residuals.append(found.residual.cpu().double().numpy())
+            part = self._kept(start, missing[positions])
+            if part is None:
+                part = self._make_part(fitted(positions), start, missing[positions])
+                progress(positions.size)
+            else:
+                progress.skip(positions.size)
+            if part.residuals is not None:
+                residuals.append(np.array(part.residuals))
         return np.concatenate(residuals) if residuals else None
+
+    def _make_part(self, found: Approximation, start: int, ids: Ids) -> Part:
+        digest = digest_of(self._write(ids, found.rows.cpu()))
+        left = None if found.residual is None else tuple(found.residual.double().tolist())
+        part = Part(start, digest, left)
+        if start + _BLOCK < len(self.task.missing):  # after the last one the table is whole
+            self.parts.add(part)
+        return part
+
+    def _kept(self, start: int, ids: Ids) -> Part | None:
+        """Give a part that an earlier run made, if its rows are in the file as it wrote them."""
+        part = self.parts.done.get(start)
+        if part is None:
+            return None
+        size = self.made.columns * self.dtype.itemsize
+        data = b"".join(os.pread(self.file, n * size, at * size) for at, n in _stretches(ids))
+        if digest_of(data) != part.digest:
+            return None
+        rows = torch.frombuffer(bytearray(data), dtype=self.dtype)
+        self._count(ids, rows.reshape(-1, self.made.columns))
+        return part
 
     def _special_row(self) -> Tensor:
         """Give the row of special tokens that the base lacks, in fp64."""
@@ -198,19 +253,23 @@ class _Maker:
             some = ids[start : start + self.block]
             self._write(some, row.expand(len(some), -1))
 
-    def _write(self, ids: Ids, rows: Tensor) -> None:
-        """Write rows to their places; `ids` ascend."""
+    def _write(self, ids: Ids, rows: Tensor) -> bytes:
+        """Write rows to their places, and give their bytes; `ids` ascend."""
         narrow = rows.to(self.dtype).contiguous()
         if not bool(narrow.isfinite().all()):
             self._refuse(ids[int((~narrow.isfinite().all(1)).nonzero()[0, 0])])
-        wide = narrow.double()
+        self._count(ids, narrow)
+        data = narrow.view(torch.uint8).numpy().tobytes()
+        size, done = self.made.columns * self.dtype.itemsize, 0
+        for first, count in _stretches(ids):
+            _write_all(self.file, data[done : done + count * size], first * size)
+            done += count * size
+        return data
+
+    def _count(self, ids: Ids, rows: Tensor) -> None:
+        wide = rows.double()
         self.total += wide.sum(0)
         self.norms[ids] = wide.norm(dim=1).numpy()
-        data = narrow.view(torch.uint8).numpy()
-        size = data.shape[1]
-        cuts = [0, *(np.flatnonzero(np.diff(ids) != 1) + 1).tolist(), len(ids)]
-        for start, stop in pairwise(cuts):
-            _write_all(self.file, data[start:stop].tobytes(), int(ids[start]) * size)
 
     def _refuse(self, number: int) -> None:
         token = self.transplant.match.donor.tokens.get(number)
@@ -258,6 +317,35 @@ class _Maker:
             part = slice(start, start + self.block)
             norms[part] = self.task.base[ids[part]].cpu().norm(dim=1).numpy()
         return norms
+
+
+class _Progress:
+    """Says every ten seconds how many rows are made."""
+
+    def __init__(self, name: str, total: int, tell: Callable[[str], None]) -> None:
+        self.name, self.total, self.tell = name, total, tell
+        self.done = self.skipped = 0
+        self.started = self.spoke = time.monotonic()
+
+    def skip(self, count: int) -> None:
+        self.skipped += count
+
+    def __call__(self, count: int) -> None:
+        self.done += count
+        now, rest = time.monotonic(), self.total - self.done - self.skipped
+        if now - self.spoke < _SECONDS_BETWEEN_LINES or not rest:
+            return
+        self.spoke = now
+        left = rest / self.done * (now - self.started)
+        made = self.done + self.skipped
+        self.tell(f"{self.name}: {made:,} of {self.total:,} rows made, {left:.0f} s left")
+
+
+def _stretches(ids: Ids) -> Iterator[tuple[int, int]]:
+    """Give the first and the number of ids that follow one another."""
+    cuts = [0, *(np.flatnonzero(np.diff(ids) != 1) + 1).tolist(), len(ids)]
+    for start, stop in pairwise(cuts):
+        yield int(ids[start]), stop - start
 
 
 def _make_bias(transplant: Transplant, made: MadeTensor, file: int) -> TableReport:

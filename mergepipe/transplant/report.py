@@ -19,6 +19,7 @@ from mergepipe.tokenizer.quality import (
     unreachable,
     weighted_overlap,
 )
+from mergepipe.tokenizer.report import surface
 from mergepipe.tokenizer.vocabulary import Token
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ Texts: TypeAlias = Mapping[str, Sequence[str]]
 
 @dataclass(frozen=True, slots=True)
 class Worst:
-    """A token whose row was made badly: `residual` of its donor row, where there is one."""
+    """A token, as text, whose row was made badly: `residual` of its donor row, if there is one."""
 
     id: int
     token: str
@@ -82,7 +83,7 @@ def worst_tokens(
     return tuple(
         Worst(
             tokens[at].id,
-            tokens[at].text,
+            surface(tokens[at]),
             None if residuals is None else float(residuals[at]),
             float(norms[at]),
         )
