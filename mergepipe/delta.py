@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mergepipe.kernels.packed import Out
 
 __all__ = [
+    "LATE",
     "NO_WEIGHT",
     "Election",
     "add_packed",
@@ -32,6 +33,7 @@ __all__ = [
 AnyBlock: TypeAlias = Block[Any, Any]
 Election: TypeAlias = Literal["sum", "mergekit", "reference"]
 NO_WEIGHT = 1e-8  # a sum of weights below this is not divided by
+LATE = frozenset({"weight", "lambda_", "normalize"})  # parameters of what is done here alone
 
 
 def add_packed(

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from mergepipe import write
 from mergepipe.errors import InputError, NonFiniteError
-from mergepipe.execute import Resources
+from mergepipe.execute import Resources, run
 from mergepipe.model.load import local_model
 from mergepipe.pipeline import LiveModels, live_model, merge, merging, prepare
 from mergepipe.pipeline.scoring import input_models
@@ -272,6 +272,45 @@ def test_a_tensor_that_depends_on_others_is_made_again_when_these_change(tmp_pat
     for where in ([], [{"tensors": "*q_proj*", "method": "linear"}]):
         ready = prepared(tmp_path, {**ties, "where": where})
         assert_alike(room.merged(ready, ready.plans[-1]), live_model(ready, ready.plans[-1]))
+
+
+SURVEYED = [
+    ("ties", {"scope": "model"}),
+    ("ties", {"scope": "tensor", "rescale": "l1"}),
+    ("ties", {"elect": "reference"}),
+    ("breadcrumbs", {}),
+    ("breadcrumbs_ties", {"scope": "row"}),
+    ("dare_linear", {"rescale": "l1"}),
+    ("dare_ties", {"rescale": "l1"}),
+    ("della", {"rescale": "l1"}),
+    ("della_linear", {"rescale": "l1"}),
+]
+
+
+@pytest.mark.parametrize(("method", "more"), SURVEYED)
+def test_what_only_weighs_is_changed_without_a_survey(method, more, tmp_path, monkeypatch):
+    room, surveys, survey = LiveModels(Resources(threads=2)), [], run._survey
+    monkeypatch.setattr(run, "_survey", lambda *given: surveys.append(1) or survey(*given))
+    counts = []
+    for weight, factor, normalize, density in (
+        (0.5, 1.0, False, 0.4),
+        (-0.7, 1.0, False, 0.4),
+        (-0.7, 0.6, True, 0.4),
+        (-0.7, 0.6, True, 0.3),
+    ):
+        each = {"german": {"weight": weight, "density": density}, "python": {"density": density}}
+        shared = {"lambda": factor, "normalize": normalize, **more}
+        spec = {"method": method, "base": "base", "models": each, **shared}
+        ready = prepared(tmp_path, spec)
+        surveys.clear()
+        model = room.merged(ready, ready.plans[-1])
+        counts.append(len(surveys))
+        fresh = live_model(ready, ready.plans[-1]).module.state_dict()
+        assert all(torch.equal(one, fresh[k]) for k, one in model.module.state_dict().items())
+    first = counts[0]
+    assert first > 0
+    again = first if more.get("elect") == "reference" else 0
+    assert counts == [first, again, again, first]
 
 
 def test_the_parameters_are_what_was_merged_and_no_copy(tmp_path):

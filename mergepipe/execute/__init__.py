@@ -8,7 +8,7 @@ from mergepipe.execute.budget import (
     default_threads,
     share_out,
 )
-from mergepipe.execute.run import execute
+from mergepipe.execute.run import Surveys, execute
 from mergepipe.execute.sink import Progress, Sink
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Progress",
     "Resources",
     "Sink",
+    "Surveys",
     "as_device",
     "default_memory",
     "default_threads",

@@ -9,7 +9,7 @@ has read is read again, from the system's cache of files: as fast as from memory
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -49,7 +49,7 @@ from mergepipe.plan import Input, Plan, Step, model_scopes, scope_of
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["execute"]
+__all__ = ["Surveys", "execute"]
 
 
 def execute(
@@ -61,11 +61,13 @@ def execute(
     max_memory: int | None = None,
     device: torch.device | None = None,
     progress: Progress | None = None,
+    surveys: Surveys | None = None,
 ) -> None:
     """Make every tensor of `plan` but those already `done`, and hand it to `sink`.
 
     `threads` and `max_memory` (bytes of buffers) default to what the machine has. On a `device`
     the definitions run in torch; without one, fused kernels on the CPU where a method has one.
+    `surveys` keeps what was found for the next run.
 
     Raises
     ------
@@ -78,7 +80,7 @@ def execute(
     """
     load_numba()
     budget = share_out([plan], threads, max_memory)
-    run = _Run(plan, sink, progress or _silent, budget, device)
+    run = _Run(plan, sink, progress or _silent, budget, device, surveys or Surveys())
     for _ in range(budget.workers):
         run.workers.put(Worker(allow=plan.nan_policy == "allow", device=device))
     with ExitStack() as stack:
@@ -126,6 +128,37 @@ def _finish(jobs: list[Future[None]]) -> None:
 Found: TypeAlias = dict[tuple[int, str], Any]
 
 
+class Surveys:
+    """What surveys of methods found, kept from one run to the next.
+
+    `begin` is given, by tensor, all that the survey of its method depends on; what it says nothing
+    of is not kept.
+    """
+
+    def __init__(self) -> None:
+        self._keys: Mapping[str, str] = {}
+        self._found: dict[tuple[str, ...], tuple[list[str], Any]] = {}
+
+    def begin(self, keys: Mapping[str, str]) -> None:
+        """Say what the surveys of the next run depend on."""
+        self._keys = keys
+        kept = {names: one for names, one in self._found.items() if one[0] == self._known(names)}
+        self._found = kept
+
+    def of(self, steps: Iterable[Step], survey: Callable[[], Any]) -> Any:
+        """Give what was found of the tensors of a scope, by a survey if nothing was."""
+        names = tuple(step.name for step in steps)
+        if names in self._found:
+            return self._found[names][1]
+        found, known = survey(), self._known(names)
+        if len(known) == len(names):
+            self._found[names] = known, found
+        return found
+
+    def _known(self, names: Iterable[str]) -> list[str]:
+        return [self._keys[name] for name in names if name in self._keys]
+
+
 class _StoppedError(Exception):
     """Another tensor failed, or the user interrupted."""
 
@@ -137,6 +170,7 @@ class _Run:
     progress: Progress
     budget: Budget
     device: torch.device | None
+    surveys: Surveys
     stop: threading.Event = field(default_factory=threading.Event)
     workers: SimpleQueue[Worker] = field(default_factory=SimpleQueue)
     # Tensors that the base keeps because a model's is not finite: name -> what is wrong.
@@ -167,7 +201,8 @@ class _Run:
                 if all(step.name in done for step in steps):
                     continue
                 measure_all = partial(self._measure_all, pool, steps, found, at)
-                knowledge = _survey(steps, at, measure_all)
+                survey = partial(_survey, steps, at, measure_all)
+                knowledge = survey() if at else self.surveys.of(steps, survey)
                 found.update({(at, step.name): knowledge for step in steps})
         return found
 
@@ -198,7 +233,8 @@ class _Run:
             def measure_all(measure: Measure) -> list[Statistics]:
                 return [self._measured(measure, worker, step, known)]
 
-            known.append(_survey([step], at, measure_all))
+            survey = partial(_survey, [step], at, measure_all)
+            known.append(survey() if at else self.surveys.of([step], survey))
         return known
 
     def _measured(

@@ -50,6 +50,10 @@ def _always(_shared: Any) -> bool:
     return True
 
 
+def _nothing(_shared: Any) -> frozenset[str]:
+    return frozenset()
+
+
 def _per_tensor(_each: Any, _shared: Any) -> None:
     """Survey every tensor by itself."""
 
@@ -61,6 +65,8 @@ class Method(Generic[EachT, SharedT]):
     `scope(each, shared)`, asked for one model, is None where the survey runs over one tensor, else
     what it depends on: the survey then runs over all tensors for which that is the same.
     `check(each, shared)` raises ValueError for parameters that are wrong only together.
+    `late(shared)` names the parameters that `survey` does not look at: a search that changes these
+    alone surveys a tensor once.
     A method with an `optional_base` works on task vectors where a base is named.
     `sweeps(shared)` says how often the survey reads the inputs, at most. `cut(shared, target)`
     says whether blocks hold whole rows (runs along the last dimension), whole groups of a number
@@ -81,6 +87,7 @@ class Method(Generic[EachT, SharedT]):
     cut: Callable[[SharedT, Target], Cut] = _any_cut
     kernel: Kernel | None = None
     has_kernel: Callable[[SharedT], bool] = _always
+    late: Callable[[SharedT], frozenset[str]] = _nothing
     optional_base: bool = False
     against: str = ""  # the implementations its tests compare it with
     name: str = ""

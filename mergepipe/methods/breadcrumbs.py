@@ -34,7 +34,7 @@ from mergepipe.breadcrumbs import (
     survey_tails,
     tail_sweeps,
 )
-from mergepipe.delta import add_update, combine, packed_sum
+from mergepipe.delta import LATE, add_update, combine, packed_sum
 from mergepipe.method import Block, Method, Parameters
 from mergepipe.rescale import Restore
 
@@ -81,6 +81,7 @@ METHOD = Method(
     needs_base=True,
     models=(1, None),
     survey=survey_tails,
+    late=lambda _: LATE,
     sweeps=tail_sweeps,
     cut=cut,
     kernel=kernel,

@@ -36,7 +36,7 @@ from mergepipe.breadcrumbs import (
     survey_tails,
     tail_sweeps,
 )
-from mergepipe.delta import Election, add_update, agreeing, combine, packed_election
+from mergepipe.delta import LATE, Election, add_update, agreeing, combine, packed_election
 from mergepipe.method import Block, Method, Parameters
 from mergepipe.rescale import Restore
 
@@ -85,6 +85,7 @@ METHOD = Method(
     needs_base=True,
     models=(1, None),
     survey=survey_tails,
+    late=lambda _: LATE,
     sweeps=tail_sweeps,
     cut=cut,
     kernel=kernel,

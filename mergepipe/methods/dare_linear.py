@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from mergepipe.delta import add_packed, add_update, combine, packed_sum
+from mergepipe.delta import LATE, add_packed, add_update, combine, packed_sum
 from mergepipe.dropout import Rescale, draws, drop, rescale_sweeps, survey_rescale
 from mergepipe.method import Block, Method, Parameters
 
@@ -71,6 +71,7 @@ METHOD = Method(
     needs_base=True,
     models=(1, None),
     survey=survey_rescale,
+    late=lambda _: LATE,
     sweeps=rescale_sweeps,
     kernel=kernel,
     against="mergekit 0.1.5, in distribution",

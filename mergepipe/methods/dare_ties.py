@@ -26,7 +26,15 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from mergepipe.delta import Election, add_packed, add_update, agreeing, combine, packed_election
+from mergepipe.delta import (
+    LATE,
+    Election,
+    add_packed,
+    add_update,
+    agreeing,
+    combine,
+    packed_election,
+)
 from mergepipe.dropout import Rescale, draws, drop, rescale_sweeps, survey_rescale
 from mergepipe.method import Block, Method, Parameters
 
@@ -74,6 +82,7 @@ METHOD = Method(
     needs_base=True,
     models=(1, None),
     survey=survey_rescale,
+    late=lambda _: LATE,
     sweeps=rescale_sweeps,
     kernel=kernel,
     against="mergekit 0.1.5, in distribution",

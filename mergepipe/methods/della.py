@@ -28,7 +28,15 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from mergepipe.delta import Election, add_packed, add_update, agreeing, combine, packed_election
+from mergepipe.delta import (
+    LATE,
+    Election,
+    add_packed,
+    add_update,
+    agreeing,
+    combine,
+    packed_election,
+)
 from mergepipe.magprune import (
     Rescale,
     by_rows,
@@ -85,6 +93,7 @@ METHOD = Method(
     needs_base=True,
     models=(1, None),
     survey=survey_rescale,
+    late=lambda _: LATE,
     check=check_probabilities,
     sweeps=rescale_sweeps,
     cut=by_rows,

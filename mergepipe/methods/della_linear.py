@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from mergepipe.delta import add_packed, add_update, combine, packed_sum
+from mergepipe.delta import LATE, add_packed, add_update, combine, packed_sum
 from mergepipe.magprune import (
     Rescale,
     by_rows,
@@ -80,6 +80,7 @@ METHOD = Method(
     needs_base=True,
     models=(1, None),
     survey=survey_rescale,
+    late=lambda _: LATE,
     check=check_probabilities,
     sweeps=rescale_sweeps,
     cut=by_rows,

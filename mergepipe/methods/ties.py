@@ -31,7 +31,15 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import Field
 
-from mergepipe.delta import Election, add_packed, add_update, agreeing, combine, packed_election
+from mergepipe.delta import (
+    LATE,
+    Election,
+    add_packed,
+    add_update,
+    agreeing,
+    combine,
+    packed_election,
+)
 from mergepipe.method import Block, Method, Parameters, Scope, Statistics, Survey
 from mergepipe.rescale import Restore, rescaled, survey_factors
 from mergepipe.trim import LARGEST_SWEEPS, Trim, band, keep_count, keep_largest, survey_largest
@@ -144,6 +152,7 @@ METHOD = Method(
     needs_base=True,
     models=(1, None),
     survey=survey,
+    late=lambda shared: frozenset() if shared.elect == "reference" else LATE,
     scope=scope,
     sweeps=sweeps,
     kernel=kernel,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -66,8 +66,12 @@ def _plan_digest(plan: Plan) -> str:
     return str(hasher.hexdigest())
 
 
-def step_values(step: Step) -> list[object]:
-    """Give all that a tensor's bytes depend on beside its inputs' bytes, for JSON."""
+def step_values(step: Step, without: Collection[str] = ()) -> list[object]:
+    """Give all that a tensor's bytes depend on beside its inputs' bytes, for JSON.
+
+    Parameters of its method whose names are in `without` are left out.
+    """
+    left_out = set(without)
     return [
         step.name,
         step.dtype,
@@ -75,8 +79,8 @@ def step_values(step: Step) -> list[object]:
         step.method,
         [_input(one) for one in step.all_inputs],
         step.base is not None,
-        [one.model_dump(by_alias=True) for one in step.each],
-        None if step.shared is None else step.shared.model_dump(by_alias=True),
+        [one.model_dump(by_alias=True, exclude=left_out) for one in step.each],
+        None if step.shared is None else step.shared.model_dump(by_alias=True, exclude=left_out),
         step.depth,
         step.role,
         [[name, shared.model_dump(by_alias=True)] for name, shared in step.then],

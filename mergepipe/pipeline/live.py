@@ -20,11 +20,12 @@ from blake3 import blake3
 
 from mergepipe.checkpoint import Checkpoint
 from mergepipe.errors import InputError, Problem, Problems
-from mergepipe.execute import Resources, as_device, execute
+from mergepipe.execute import Resources, Surveys, as_device, execute
+from mergepipe.method import load_method
 from mergepipe.pipeline.dependencies import step_values
 from mergepipe.pipeline.merging import execute_plan, write_all_companions
 from mergepipe.pipeline.preparing import Prepared
-from mergepipe.plan import Input, Plan, make_plan, model_scopes
+from mergepipe.plan import Input, Plan, Step, make_plan, model_scopes
 from mergepipe.recipe import MergeSpec
 from mergepipe.tokenizer import AlignedRows
 from mergepipe.write import STAGES, write_companions
@@ -70,6 +71,7 @@ class LiveModels:
         self._resources, self._dtype = resources, dtype or resources.score_dtype
         self._device = device or resources.device or "cpu"
         self._sink = TensorSink(getattr(torch, self._dtype))
+        self._surveys = Surveys()
         self._made: Mapping[str, str] = {}  # tensors in the sink -> all that they depend on
         self._latest: _Latest | None = None
 
@@ -87,6 +89,7 @@ class LiveModels:
             read, known = _with_stages(prepared, plan, folder / STAGES)
             digests = step_digests(read, known, prepared.plugins)
             latest, self._latest = self._latest, None
+            self._surveys.begin(_survey_digests(read, known, prepared.plugins))
             in_place = self._write(read, digests)
             if latest is not None and in_place and latest.beside == beside:
                 model = self._renewed(latest, plan.name, digests)
@@ -116,6 +119,7 @@ class LiveModels:
             )
             digests = step_digests(plan, {}, {})
             self._latest = None
+            self._surveys.begin({})
             self._write(plan, digests)
             return self._module(plan.name, Path(scratch), digests)
 
@@ -134,6 +138,7 @@ class LiveModels:
             threads=resources.threads,
             max_memory=resources.max_memory,
             device=None if resources.device is None else as_device(resources.device),
+            surveys=self._surveys,
         )
         self._made = digests
         return in_place
@@ -249,21 +254,40 @@ def step_digests(
     plan: Plan, stages: Mapping[str, Mapping[str, str]], plugins: Mapping[str, str]
 ) -> dict[str, str]:
     """Give a digest of all that each tensor of a plan depends on, down to the inputs' bytes."""
-    from mergepipe.model.fingerprint import file_digest
-
-    run = [version("mergepipe"), plan.seed, plan.nan_policy, dict(plugins)]
-    digest_of = cache(file_digest)  # most tensors are in the same few files
-    found = {
-        step.name: _digest(
-            [run, step_values(step), list(_contents(step.all_inputs, stages, digest_of))]
-        )
-        for step in plan.steps
-    }
+    found = _digests(plan, stages, plugins, step_values)
     for at in range(max((len(step.calls) for step in plan.steps), default=0)):
         for scope in model_scopes(plan.steps, at):  # each depends on all
             together = _digest([found[step.name] for step in scope])
             found |= {step.name: _digest([found[step.name], together]) for step in scope}
     return found
+
+
+def _survey_digests(
+    plan: Plan, stages: Mapping[str, Mapping[str, str]], plugins: Mapping[str, str]
+) -> dict[str, str]:
+    """Give a digest of what the survey of each merged tensor depends on."""
+
+    def values(step: Step) -> object:
+        late = () if step.method is None else load_method(step.method).late(step.shared)
+        return step_values(step, late)
+
+    return _digests(plan, stages, plugins, values)
+
+
+def _digests(
+    plan: Plan,
+    stages: Mapping[str, Mapping[str, str]],
+    plugins: Mapping[str, str],
+    values: Callable[[Step], object],
+) -> dict[str, str]:
+    from mergepipe.model.fingerprint import file_digest
+
+    run = [version("mergepipe"), plan.seed, plan.nan_policy, dict(plugins)]
+    digest_of = cache(file_digest)  # most tensors are in the same few files
+    return {
+        step.name: _digest([run, values(step), list(_contents(step.all_inputs, stages, digest_of))])
+        for step in plan.steps
+    }
 
 
 def _contents(
