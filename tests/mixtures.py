@@ -10,7 +10,7 @@ import torch
 from checkpoints import llama_config, llama_shapes, random_tensors, write_json, write_weights
 from merges import tensors
 
-from mergepipe.pipeline import merge, prepare_moe
+from mergepipe.pipeline import merge, prepare
 
 QUICKSTART = Path(__file__).parent.parent / "recipes/quickstart/base"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
@@ -77,7 +77,7 @@ def document(**fields):
 
 def prepared(folder, *, out="merged", tell=None, resources=None, **fields):
     (folder / "recipe.yaml").write_text(json.dumps(document(**fields)))
-    return prepare_moe(folder / "recipe.yaml", out=folder / out, tell=tell, resources=resources)
+    return prepare(folder / "recipe.yaml", out=folder / out, tell=tell, resources=resources)
 
 
 def mixed(folder, *, out="merged", **fields):

@@ -22,7 +22,7 @@ from mergepipe.execute import Resources
 from mergepipe.lora.composed import ComposedModels
 from mergepipe.lora.composing import open_adapters
 from mergepipe.model.api import Limits, api_model
-from mergepipe.pipeline import Searching, compare, prepare_file, search
+from mergepipe.pipeline import Searching, compare, prepare, search
 from mergepipe.pipeline.adapter_serving import addressed_compositions
 from mergepipe.search.adapter_server import AdapterServer
 from mergepipe.search.evo import Preset, evolve
@@ -99,7 +99,7 @@ def recipe_of(folder, served, **fields):
 
 
 def prepared_of(folder, served, **fields):
-    return prepare_file(recipe_of(folder, served, **fields), resources=Resources(threads=1))
+    return prepare(recipe_of(folder, served, **fields), resources=Resources(threads=1))
 
 
 def trials(folder):
@@ -127,7 +127,7 @@ def test_a_search_on_a_server_finds_the_losses_that_are_found_here(trusted, tmp_
     assert {gain.over for gain in done.verdict.gains} >= {
         "base"
     } or done.verdict.best_input in NAMES
-    best = prepare_file(done.best, out=tmp_path / "best")
+    best = prepare(done.best, out=tmp_path / "best")
     rows = compare(best, notice=lambda _: None).rows
     assert {row.model for row in rows} == {"base", *NAMES, "merged"}
     written = open_adapters({"best": tmp_path / "best"})
@@ -138,7 +138,7 @@ def test_a_search_on_a_server_finds_the_losses_that_are_found_here(trusted, tmp_
 @pytest.mark.slow
 def test_after_a_kill_the_search_goes_on_and_what_it_left_is_cleaned_up(trusted, tmp_path):
     whole = recipe_of(tmp_path / "whole", trusted)
-    search(prepare_file(whole, resources=Resources(threads=1)), Searching())
+    search(prepare(whole, resources=Resources(threads=1)), Searching())
     killed = recipe_of(tmp_path / "killed", trusted)
     command = [sys.executable, "-m", "mergepipe", "search", str(killed), "--threads", "1"]
     environment = {**os.environ, "MERGEPIPE_CACHE": str(tmp_path / "other.db")}

@@ -17,7 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 from mergepipe.cli import app
 from mergepipe.errors import Problems
 from mergepipe.moe.config import is_moe, read_mixture
-from mergepipe.pipeline.preparing import check_recipe
+from mergepipe.pipeline import check_file
 from mergepipe.recipe import fields, read_document
 from mergepipe.service.pool import read_pool
 
@@ -123,7 +123,7 @@ def test_every_recipe_and_every_part_of_one_means_something(name: str, text: str
     elif is_moe(data):
         assert read_mixture(read_document(file), problems), name
     else:
-        check_recipe(file, problems)
+        check_file(file, problems)
     assert problems.found == [], name
 
 
@@ -134,7 +134,7 @@ def test_every_recipe_and_every_part_of_one_means_something(name: str, text: str
 )
 def test_every_recipe_that_is_shipped_means_something(recipe: Path):
     problems = Problems()
-    check_recipe(recipe, problems)
+    check_file(recipe, problems)
     assert problems.found == []
 
 

@@ -26,7 +26,7 @@ from mergepipe.pipeline import (
     ask_models,
     compare,
     name_models,
-    prepare_file,
+    prepare,
     search,
 )
 from mergepipe.pipeline.ensembles import Members
@@ -198,14 +198,14 @@ def test_a_search_over_two_servers_asks_each_item_once(server, service, tmp_path
         search={"optimizer": "CMA", "budget": 16},
         output={"path": "out"},
     )
-    prepared = prepare_file(file, resources=Resources(threads=1))
+    prepared = prepare(file, resources=Resources(threads=1))
     found = search(prepared, Searching(workers=2, cache=tmp_path / "cache.db"))
     assert len(server.calls) == PROBES + 12  # 4 to search on, 4 to choose by, 4 to report
     assert {one.state for one in found.trials} == {"complete"}
     over = {one.over for one in found.verdict.gains}
     assert over == {"the untuned mixture", found.verdict.best_input, "uniform"}
     assert found.verdict.best_input in models
-    best = prepare_file(found.best, resources=Resources(threads=1))
+    best = prepare(found.best, resources=Resources(threads=1))
     mixture = Members(best, tmp_path / "answers.db").mixture(best.ensemble)
     (text,) = mixture.loglikelihood_rolling([json.loads(short[0])["text"]])
     assert text.logprob < 0
@@ -223,7 +223,7 @@ def test_a_recipe_cannot_send_requests_into_this_machine_by_itself(server, tmp_p
     }
     file = recipe(tmp_path, {"models": models}, evaluate=[evaluation("german", 2)])
     with pytest.raises(InputError, match=r"leads to 127\.0\.0\.1"):
-        prepare_file(file)
+        prepare(file)
     assert not server.calls
 
 
@@ -251,7 +251,7 @@ HERE = "./german"
 def test_what_cannot_be_mixed_is_refused_with_its_line(tmp_path, models, fields, says):
     file = recipe(tmp_path, {**fields, "models": models}, evaluate=[evaluation("german", 2)])
     with pytest.raises(InputError, match=says) as error:
-        prepare_file(file)
+        prepare(file)
     assert "recipe.yaml:" in str(error.value)
 
 
@@ -259,12 +259,12 @@ def test_what_a_merge_has_means_nothing_beside_an_ensemble(tmp_path):
     models = {"a": str(QUICKSTART / "german"), "b": str(QUICKSTART / "python")}
     file = recipe(tmp_path, {"models": models}, tokenizer="union")
     with pytest.raises(InputError, match="'tokenizer' has no meaning beside an ensemble"):
-        prepare_file(file)
+        prepare(file)
 
 
 def test_the_shipped_recipe_can_be_prepared():
     file = Path(__file__).parent.parent / "recipes" / "search" / "ensemble.yaml"
-    prepared = prepare_file(file)
+    prepared = prepare(file)
     assert prepared.ensemble is not None
     assert prepared.searched is not None
 

@@ -14,7 +14,7 @@ from mergepipe.errors import InputError
 from mergepipe.execute import Resources
 from mergepipe.lora.composed import ComposedModels
 from mergepipe.lora.composing import open_adapters
-from mergepipe.pipeline import Searching, prepare_file, search
+from mergepipe.pipeline import Searching, prepare, search
 from mergepipe.search.evo import Preset, evolve
 from mergepipe.search.remote import remote_pool
 
@@ -55,7 +55,7 @@ def found(folder, **fields):
     folder.mkdir()
     recipe = {"mergepipe": 1, **SEARCHED, "output": {"path": "out"}, **fields}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
-    prepared = prepare_file(folder / "recipe.yaml", resources=Resources(threads=1))
+    prepared = prepare(folder / "recipe.yaml", resources=Resources(threads=1))
     done = search(prepared, Searching(workers=1))
     with (done.folder / "trials.csv").open() as stream:
         timeless = ("seconds", "merging", "begun", "ended")

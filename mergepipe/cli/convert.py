@@ -23,12 +23,14 @@ def convert(
     from mergepipe import pipeline
     from mergepipe.cli.console import print_warnings
     from mergepipe.errors import InputError, Problem, Problems
+    from mergepipe.plugins import load_plugins
 
-    if pipeline.is_mixture(file):
+    problems = Problems()
+    load_plugins(plugin or ())
+    document = pipeline.read_recipe(file, problems, compat=compat)
+    if pipeline.is_mixture(document):
         what = "a mixture of experts has no form as a recipe: `mergepipe run` runs it as it is"
         raise InputError(Problem(file.name, what))
-    problems = Problems()
-    document = pipeline.read_recipe(file, problems, plugins=plugin or (), compat=compat)
     print_warnings(problems.warnings)
     problems.raise_any()
     text = yaml.safe_dump(document.data, sort_keys=False, allow_unicode=True, width=100)

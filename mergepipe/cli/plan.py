@@ -36,7 +36,7 @@ def plan(
     from mergepipe.errors import InputError, Problem
     from mergepipe.execute import Resources
 
-    prepared = pipeline.prepare_file(
+    prepared = pipeline.prepare(
         recipe,
         settings=overrides or (),
         out=out,

@@ -70,7 +70,7 @@ def run(
     from mergepipe.execute import Resources
 
     with stoppable():
-        prepared = pipeline.prepare_file(
+        prepared = pipeline.prepare(
             recipe,
             settings=overrides or (),
             out=out,

@@ -87,7 +87,7 @@ def search(
 
     changed = [*(overrides or ()), *([] if budget is None else [f"search.budget={budget}"])]
     with stoppable():
-        prepared = pipeline.prepare_file(
+        prepared = pipeline.prepare(
             recipe,
             settings=changed,
             out=out,
@@ -193,7 +193,7 @@ def _score_mixture(
     from mergepipe import pipeline
     from mergepipe.cli import scoring
 
-    found = pipeline.prepare_file(best, resources=prepared.resources, plugins=plugins)
+    found = pipeline.prepare(best, resources=prepared.resources, plugins=plugins)
     held = replace(settings, part="final")
     with scoring.progress(held) as (notice, told):
         scores = pipeline.compare(found, notice=notice, settings=told)
@@ -214,7 +214,7 @@ def _write_adapter(
     from mergepipe import pipeline
     from mergepipe.cli import progress, scoring
 
-    found = pipeline.prepare_file(
+    found = pipeline.prepare(
         best, out=prepared.target, resources=prepared.resources, plugins=how.plugins
     )
     out = pipeline.write_composition(found, overwrite=how.overwrite)

@@ -4,12 +4,12 @@ from mergepipe.pipeline.adapter_serving import write_composition
 from mergepipe.pipeline.carding import card_of, write_card
 from mergepipe.pipeline.comparing import compare
 from mergepipe.pipeline.evaluating import NamedModel, ask_models, name_models, read_uses
+from mergepipe.pipeline.kinds import check_file, prepare
 from mergepipe.pipeline.live import LiveModels, live_model
 from mergepipe.pipeline.merging import Outcome, merge
-from mergepipe.pipeline.mixing import check_file, is_mixture, prepare_moe
-from mergepipe.pipeline.preparing import Prepared, prepare, read_recipe
+from mergepipe.pipeline.mixing import is_mixture
+from mergepipe.pipeline.preparing import Prepared, read_recipe
 from mergepipe.pipeline.publishing import check_targets, publish
-from mergepipe.pipeline.remote import prepare_file
 from mergepipe.pipeline.reproducing import Again, Reproduced, ScorePair, reproduce
 from mergepipe.pipeline.scoring import evaluate_result, reference_of
 from mergepipe.pipeline.sealing import sign, verify_signed
@@ -46,8 +46,6 @@ __all__ = [
     "name_models",
     "planned_search",
     "prepare",
-    "prepare_file",
-    "prepare_moe",
     "prepare_transplant",
     "publish",
     "read_recipe",

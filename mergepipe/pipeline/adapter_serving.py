@@ -13,7 +13,7 @@ from mergepipe.checkpoint import Checkpoint, ModelSource
 from mergepipe.checkpoint.source import adapter_place
 from mergepipe.errors import InputError, Problem, Problems
 from mergepipe.evaluate import Scores, Settings, score
-from mergepipe.execute import Budget, Resources
+from mergepipe.execute import Budget
 from mergepipe.model import Model
 from mergepipe.pipeline.addressed import (
     api_model_of,
@@ -21,7 +21,7 @@ from mergepipe.pipeline.addressed import (
     read_address,
     served_model,
 )
-from mergepipe.pipeline.preparing import Prepared, find_evaluations, named_target, settled
+from mergepipe.pipeline.preparing import Options, Prepared, find_evaluations, named_target, settled
 from mergepipe.recipe import Document, parse
 from mergepipe.recipe.adapter_server import (
     AdapterServerSpec,
@@ -37,6 +37,7 @@ from mergepipe.write import check_target
 __all__ = [
     "absolute_server",
     "addressed_compositions",
+    "check_served_recipe",
     "prepare_served",
     "score_composition",
     "server_session",
@@ -44,15 +45,14 @@ __all__ = [
 ]
 
 
-def prepare_served(
-    document: Document,
-    problems: Problems,
-    *,
-    out: Path | None = None,
-    resources: Resources | None = None,
-    plugins: Mapping[str, str] | None = None,
-    local_files_only: bool = False,
-) -> Prepared:
+def check_served_recipe(document: Document, problems: Problems) -> None:
+    """Find what can be said of such a recipe without its adapters and its server."""
+    document = untuned(document, problems)
+    if read_adapter_server(document, problems) is not None:
+        parse(rest_of(document), problems)
+
+
+def prepare_served(document: Document, problems: Problems, options: Options) -> Prepared:
     """Prepare a recipe for a server of adapters: there are no plans, and nothing is asked yet.
 
     Raises
@@ -73,12 +73,12 @@ def prepare_served(
     check_served([spec.served], problems)
     evaluations = find_evaluations(recipe.evaluations, document.folder, problems)
     places = {
-        label: adapter_place(_as_adapter(source), problems, local_only=local_files_only)
+        label: adapter_place(_as_adapter(source), problems, local_only=options.local_files_only)
         for label, source in recipe.sources.items()
     }
     problems.raise_any()
     adapters = {label: place.folder for label, place in places.items() if place is not None}
-    target = named_target(out or recipe.output.path)
+    target = named_target(options.out or recipe.output.path)
     made = _compositions(spec, adapters, recipe.output.dtype, target or document.file)
     return Prepared(
         recipe=replace(recipe, compares=True),
@@ -86,10 +86,10 @@ def prepare_served(
         plans=(),
         evaluations=evaluations,
         target=target,
-        resources=settled(resources),
+        resources=settled(options.resources),
         budget=Budget(1, 0),
         warnings=tuple(problems.warnings),
-        plugins=plugins or {},
+        plugins=options.plugins,
         searched=None if recipe.search is None else document,
         compositions=made,
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from mergepipe.errors import EnvironmentFault, MergepipeError, Problems
@@ -21,18 +20,17 @@ from mergepipe.evaluate import (
 )
 from mergepipe.execute import Resources
 from mergepipe.model import Model
-from mergepipe.pipeline.adapter_serving import prepare_served
-from mergepipe.pipeline.ensembles import Members, answers_file, prepare_ensemble
+from mergepipe.pipeline.ensembles import Members, answers_file
+from mergepipe.pipeline.kinds import prepare_document
 from mergepipe.pipeline.live import LiveModels
-from mergepipe.pipeline.preparing import prepare_document, replanned
-from mergepipe.pipeline.remote import prepare_remote, remote_input
+from mergepipe.pipeline.preparing import Options, replanned
+from mergepipe.pipeline.remote import remote_input
 from mergepipe.pipeline.scoring import input_model
 from mergepipe.plugins import load_plugins
 from mergepipe.recipe import Document
-from mergepipe.recipe.adapter_server import has_adapter_server
-from mergepipe.recipe.ensembles import is_ensemble, read_ensemble
+from mergepipe.recipe.ensembles import read_ensemble
 from mergepipe.search.pool import Answer, Job, Scorer
-from mergepipe.search.remote import is_remote, remote_candidate
+from mergepipe.search.remote import remote_candidate
 from mergepipe.search.space import read_space
 
 __all__ = ["Setting", "candidate_scorer"]
@@ -66,13 +64,9 @@ class _Candidates:
     def __init__(self, setting: Setting) -> None:
         problems, document = Problems(), setting.document
         resources = setting.resources
-        prepare = prepare_remote if is_remote(document) else prepare_document
-        prepare = prepare_ensemble if is_ensemble(document) else prepare
-        if has_adapter_server(document):
-            prepare = partial(prepare_served, out=setting.target)
-        self._prepared = prepare(
-            document, problems, resources=resources, plugins=load_plugins(setting.plugins)
-        )
+        digests = load_plugins(setting.plugins)
+        options = Options(setting.target, resources, plugins=digests)
+        self._prepared = prepare_document(document, problems, options)
         self._space = read_space(document, setting.layers, problems)
         problems.raise_any()
         found = self._prepared.evaluations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,12 @@ from typing import Any
 from mergepipe.checkpoint import Checkpoint, ModelSource, open_checkpoint
 from mergepipe.errors import InputError, Problem, Problems
 from mergepipe.evaluate import Scores, Settings, score
-from mergepipe.execute import Budget, Resources
+from mergepipe.execute import Budget
 from mergepipe.model import Model
 from mergepipe.model.answers import Answers, Remembered
 from mergepipe.model.mixture import Ensemble, Mixture
 from mergepipe.pipeline.addressed import check_served, served_model
-from mergepipe.pipeline.preparing import Prepared, find_evaluations, named_target, settled
+from mergepipe.pipeline.preparing import Options, Prepared, find_evaluations, named_target, settled
 from mergepipe.pipeline.scoring import input_model
 from mergepipe.recipe import Document, parse
 from mergepipe.recipe.ensembles import EnsembleSpec, as_models, read_ensemble
@@ -27,6 +27,7 @@ __all__ = [
     "Members",
     "absolute_members",
     "answers_file",
+    "check_ensemble",
     "ensemble_weights",
     "prepare_ensemble",
     "score_ensemble",
@@ -36,15 +37,14 @@ UNIFORM = "uniform"
 _ANSWERS = "answers.db"
 
 
-def prepare_ensemble(
-    document: Document,
-    problems: Problems,
-    *,
-    out: Path | None = None,
-    resources: Resources | None = None,
-    plugins: Mapping[str, str] | None = None,
-    local_files_only: bool = False,
-) -> Prepared:
+def check_ensemble(document: Document, problems: Problems) -> None:
+    """Find what can be said of an ensemble's recipe without its models."""
+    document = untuned(document, problems)
+    if read_ensemble(document, problems) is not None:
+        parse(as_models(document), problems)
+
+
+def prepare_ensemble(document: Document, problems: Problems, options: Options) -> Prepared:
     """Prepare the recipe of an ensemble: there are no plans, and nothing is asked yet.
 
     Raises
@@ -66,7 +66,7 @@ def prepare_ensemble(
     assert recipe is not None, "a recipe without problems"
     here = {k: one for k, one in recipe.sources.items() if spec.members[k].served is None}
     opened = {
-        label: open_checkpoint(source, problems, local_files_only=local_files_only)
+        label: open_checkpoint(source, problems, local_files_only=options.local_files_only)
         for label, source in here.items()
     }
     evaluations = find_evaluations(recipe.evaluations, document.folder, problems)
@@ -77,11 +77,11 @@ def prepare_ensemble(
         checkpoints=checkpoints,
         plans=(),
         evaluations=evaluations,
-        target=named_target(out or recipe.output.path),
-        resources=settled(resources),
+        target=named_target(options.out or recipe.output.path),
+        resources=settled(options.resources),
         budget=Budget(1, 0),
         warnings=tuple(problems.warnings),
-        plugins=plugins or {},
+        plugins=options.plugins,
         searched=None if recipe.search is None else document,
         ensemble=spec,
     )

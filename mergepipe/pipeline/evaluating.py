@@ -19,7 +19,7 @@ from mergepipe.model import Model
 from mergepipe.pipeline.addressed import PREFIX, Addressed, api_model_of, read_address
 from mergepipe.pipeline.ensembles import Members, prepare_ensemble
 from mergepipe.pipeline.late import LateModel
-from mergepipe.pipeline.preparing import Prepared, find_evaluations
+from mergepipe.pipeline.preparing import Options, Prepared, find_evaluations
 from mergepipe.recipe import EvaluateFields, evaluation_spec, read_document
 from mergepipe.recipe.ensembles import is_ensemble
 
@@ -102,7 +102,7 @@ def _ensemble(label: str, file: Path, problems: Problems, *, local_only: bool) -
         what = "is no model: of recipes, only those of ensembles can be asked"
         problems.add(str(file), what, "`mergepipe run` it, and name the folder")
         return None
-    prepared = prepare_ensemble(document, problems, local_files_only=local_only)
+    prepared = prepare_ensemble(document, problems, Options(local_files_only=local_only))
     return NamedModel(label, ensemble=prepared)
 
 

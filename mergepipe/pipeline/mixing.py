@@ -2,111 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 from mergepipe.checkpoint import Checkpoint, open_checkpoint
 from mergepipe.errors import Problems
 from mergepipe.execute import Resources, share_out
 from mergepipe.moe import Mixture, Router, choose, is_moe, plan_mixture, read_mixture
-from mergepipe.pipeline.ensembles import prepare_ensemble
 from mergepipe.pipeline.preparing import (
+    Options,
     Prepared,
     check_apart,
-    check_recipe,
     find_evaluations,
     named_target,
-    prepare,
     settled,
 )
 from mergepipe.plan import Plan
-from mergepipe.plugins import load_plugins
-from mergepipe.recipe import has_several, override, read_document
-from mergepipe.recipe.ensembles import is_ensemble
+from mergepipe.recipe import Document
 
-__all__ = ["check_file", "is_mixture", "prepare_file", "prepare_moe"]
+__all__ = ["check_moe", "is_mixture", "prepare_moe"]
 
 
-def prepare_file(
-    file: Path,
-    *,
-    settings: Sequence[str] = (),
-    out: Path | None = None,
-    resources: Resources | None = None,
-    local_files_only: bool = False,
-    plugins: Sequence[Path] = (),
-    compat: str | None = None,
-    tell: Callable[[str], None] | None = None,
-) -> Prepared:
-    """Prepare what a file says: a merge by `prepare`, or a mixture of experts by `prepare_moe`.
-
-    Or an ensemble, by `prepare_ensemble`.
-    """
-    if not has_several(file) and is_ensemble(document := override(read_document(file), settings)):
-        return prepare_ensemble(
-            document,
-            Problems(),
-            out=out,
-            resources=resources,
-            plugins=load_plugins(plugins),
-            local_files_only=local_files_only,
-        )
-    if is_mixture(file):
-        found = prepare_moe(
-            file,
-            settings=settings,
-            out=out,
-            resources=resources,
-            local_files_only=local_files_only,
-            tell=tell,
-        )
-        return replace(found, warnings=(*found.warnings, *_without_effect(file, plugins, compat)))
-    return prepare(
-        file,
-        settings=settings,
-        out=out,
-        resources=resources,
-        local_files_only=local_files_only,
-        plugins=plugins,
-        compat=compat,
-    )
+def is_mixture(document: Document) -> bool:
+    """Tell the configuration of a mixture of experts."""
+    return is_moe(document.data)
 
 
-def is_mixture(file: Path) -> bool:
-    """Tell the configuration of a mixture of experts, which has no form as a recipe."""
-    return not has_several(file) and is_moe(read_document(file).data)
+def check_moe(document: Document, problems: Problems) -> None:
+    """Find what can be said of a mixture without its models."""
+    read_mixture(document, problems)
 
 
-def check_file(
-    file: Path, problems: Problems, plugins: Sequence[Path] = (), compat: str | None = None
-) -> None:
-    """Find what can be said of a recipe or a mixture without its models."""
-    if is_mixture(file):
-        read_mixture(read_document(file), problems)
-        problems.warnings.extend(_without_effect(file, plugins, compat))
-    else:
-        check_recipe(file, problems, plugins, compat)
+def prepare_moe(document: Document, problems: Problems, options: Options) -> Prepared:
+    """Read the headers of a mixture's models, and plan it.
 
-
-def _without_effect(file: Path, plugins: Sequence[Path], compat: str | None) -> tuple[str, ...]:
-    given = [name for name, value in (("plugin", plugins), ("compat", compat)) if value]
-    return tuple(f"{file.name}: --{x} has no effect on a mixture of experts" for x in given)
-
-
-def prepare_moe(
-    file: Path,
-    *,
-    settings: Sequence[str] = (),
-    out: Path | None = None,
-    resources: Resources | None = None,
-    local_files_only: bool = False,
-    tell: Callable[[str], None] | None = None,
-) -> Prepared:
-    """Read a mixture of experts and the headers of its models, and plan it.
-
-    With `tell`, which is given messages, the gates are worked out as well, to warn of those that
-    are nearly alike; otherwise that waits until they are written.
+    With `tell` the gates are worked out as well, to warn of those that are nearly alike; otherwise
+    that waits until they are written.
 
     Raises
     ------
@@ -116,14 +47,13 @@ def prepare_moe(
         if the memory that may be used is not enough for one tensor.
 
     """
-    resources = settled(resources)
-    problems = Problems()
-    mixture = read_mixture(override(read_document(file), settings), problems)
+    resources, tell = settled(options.resources), options.tell
+    mixture = read_mixture(document, problems)
     problems.raise_any()
     assert mixture is not None, "a mixture without problems"
-    recipe, checkpoints = mixture.recipe, _opened(mixture, problems, local_files_only)
-    evaluations = find_evaluations(recipe.evaluations, file.parent, problems)
-    target = named_target(out or recipe.output.path)
+    recipe, checkpoints = mixture.recipe, _opened(mixture, problems, options)
+    evaluations = find_evaluations(recipe.evaluations, document.folder, problems)
+    target = named_target(options.out or recipe.output.path)
     problems.raise_any()
     plan, router = _plan(mixture, checkpoints, resources, problems)
     if target is not None:
@@ -145,9 +75,9 @@ def prepare_moe(
     )
 
 
-def _opened(mixture: Mixture, problems: Problems, local_only: bool) -> dict[str, Checkpoint]:
+def _opened(mixture: Mixture, problems: Problems, options: Options) -> dict[str, Checkpoint]:
     opened = {
-        label: open_checkpoint(source, problems, local_files_only=local_only)
+        label: open_checkpoint(source, problems, local_files_only=options.local_files_only)
         for label, source in mixture.recipe.sources.items()
     }
     return {label: found for label, found in opened.items() if found is not None}

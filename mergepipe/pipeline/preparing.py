@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,11 +11,11 @@ from mergepipe.dialect import convert, convert_evolve, is_evolve, is_mergekit, w
 from mergepipe.errors import InputError, Problem, Problems
 from mergepipe.evaluate import Evaluation, parse_evaluation
 from mergepipe.execute import Budget, Resources, as_device, default_memory, share_out
+from mergepipe.moe import is_moe
 from mergepipe.pipeline.addressed import check_served
 from mergepipe.pipeline.stages import named_tokenizer, plan_stages
 from mergepipe.pipeline.vocabularies import United, unite_models
 from mergepipe.plan import Plan
-from mergepipe.plugins import load_plugins
 from mergepipe.recipe import (
     Document,
     EvaluationSpec,
@@ -28,23 +28,22 @@ from mergepipe.recipe import (
     read_document,
     read_documents,
 )
-from mergepipe.recipe.adapter_server import has_adapter_server, read_adapter_server, rest_of
-from mergepipe.recipe.ensembles import EnsembleSpec, as_models, is_ensemble, read_ensemble
+from mergepipe.recipe.ensembles import EnsembleSpec
 from mergepipe.search.compositions import Compositions
-from mergepipe.search.remote import RemotePool, is_remote, local_form, read_service
+from mergepipe.search.remote import RemotePool
 from mergepipe.search.space import untuned
 from mergepipe.tokenizer import ResultTokenizer
 from mergepipe.transplant.planning import Transplant
 from mergepipe.write import STAGES, partial_folder
 
 __all__ = [
+    "Options",
     "Prepared",
     "check_apart",
-    "check_recipe",
+    "check_merge",
     "find_evaluations",
     "named_target",
-    "prepare",
-    "prepare_document",
+    "prepare_merge",
     "read_recipe",
     "replanned",
     "settled",
@@ -53,6 +52,17 @@ __all__ = [
 
 
 _COMPAT_HINT = "; --compat mergekit-0.1.4 merges the rows of the vocabulary that they share"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What is chosen beside a recipe."""
+
+    out: Path | None = None  # in place of the recipe's
+    resources: Resources = field(default_factory=Resources)
+    local_files_only: bool = False  # download nothing
+    plugins: Mapping[str, str] = field(default_factory=dict)  # loaded: file name -> digest
+    tell: Callable[[str], None] | None = None  # given messages about what takes long
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,20 +119,10 @@ class Prepared:
         return None if found is None else found.tokenizer
 
 
-def prepare(
-    file: Path,
-    *,
-    settings: Sequence[str] = (),
-    out: Path | None = None,
-    resources: Resources | None = None,
-    local_files_only: bool = False,
-    plugins: Sequence[Path] = (),
-    compat: str | None = None,
-) -> Prepared:
-    """Read a recipe and the headers of its models, and plan everything.
+def prepare_merge(document: Document, problems: Problems, options: Options) -> Prepared:
+    """Open the models of a recipe that was read, and plan every stage.
 
-    `settings` are `field=value` overrides, `plugins` files of merge methods, which are run, and
-    `compat` sets the recipe's field of that name. No weight is read and nothing is written.
+    No weight is read and nothing is written.
 
     Raises
     ------
@@ -132,44 +132,13 @@ def prepare(
         if the memory that may be used is not enough for one tensor.
 
     """
-    resources = settled(resources)
-    digests = load_plugins(plugins)
-    problems = Problems()
-    document = read_recipe(file, problems, settings, compat=compat)
-    return prepare_document(
-        document,
-        problems,
-        out=out,
-        resources=resources,
-        local_files_only=local_files_only,
-        plugins=digests,
-    )
-
-
-def prepare_document(
-    document: Document,
-    problems: Problems,
-    *,
-    out: Path | None = None,
-    resources: Resources | None = None,
-    local_files_only: bool = False,
-    plugins: Mapping[str, str] | None = None,
-) -> Prepared:
-    """Prepare a recipe that was read; `plugins` are the digests of those that were loaded.
-
-    Raises
-    ------
-    InputError, EnvironmentFault
-        as `prepare`.
-
-    """
-    resources = settled(resources)
+    resources = settled(options.resources)
     searched, document = document, untuned(document, problems)
     recipe = parse(document, problems)
     sources = recipe.sources if recipe is not None else parse_models(document)
     specs = recipe.evaluations if recipe is not None else parse_evaluations(document)
     opened = {
-        label: open_checkpoint(source, problems, local_files_only=local_files_only)
+        label: open_checkpoint(source, problems, local_files_only=options.local_files_only)
         for label, source in sources.items()
     }
     evaluations = find_evaluations(specs, document.folder, problems)
@@ -177,7 +146,7 @@ def prepare_document(
     problems.raise_any()
     assert recipe is not None, "a recipe without problems"
     checkpoints = {label: found for label, found in opened.items() if found is not None}
-    target = named_target(out or recipe.output.path)
+    target = named_target(options.out or recipe.output.path)
     hint = _COMPAT_HINT if document.origins and recipe.compat is None else ""
     united = unite_models(recipe, checkpoints, problems)
     problems.raise_any()
@@ -199,7 +168,7 @@ def prepare_document(
         resources=resources,
         budget=share_out(plans, resources.threads, resources.max_memory),
         warnings=tuple(problems.warnings),
-        plugins=plugins or {},
+        plugins=options.plugins,
         united=united,
         transplants=transplants,
         searched=None if recipe.search is None else searched,
@@ -230,16 +199,16 @@ def replanned(prepared: Prepared, document: Document) -> Prepared:
 
 
 def read_recipe(
-    file: Path,
-    problems: Problems,
-    settings: Sequence[str] = (),
-    plugins: Sequence[Path] = (),
-    compat: str | None = None,
+    file: Path, problems: Problems, settings: Sequence[str] = (), *, compat: str | None = None
 ) -> Document:
-    """Read a recipe, or a configuration of mergekit as the recipe that it means."""
-    load_plugins(plugins)
+    """Read a recipe, or a configuration of mergekit as the recipe that it means.
+
+    A mixture of experts is given as it is: it has no form as a recipe.
+    """
     document = override(_read(file), settings)
     data = document.data
+    if is_moe(data):
+        return document
     if is_mergekit(data) or (isinstance(data, list) and any(map(is_mergekit, data))):
         document = convert(document, problems)
     elif is_evolve(data):
@@ -249,24 +218,9 @@ def read_recipe(
     return override(document, [f"compat={compat}"] if compat else [])
 
 
-def check_recipe(
-    file: Path, problems: Problems, plugins: Sequence[Path] = (), compat: str | None = None
-) -> None:
+def check_merge(document: Document, problems: Problems) -> None:
     """Find what can be said of a recipe without its models."""
-    document = read_recipe(file, problems, plugins=plugins, compat=compat)
-    if is_ensemble(document):
-        document = untuned(document, problems)
-        if read_ensemble(document, problems) is not None:
-            parse(as_models(document), problems)
-        return
-    if has_adapter_server(document):
-        document = untuned(document, problems)
-        if read_adapter_server(document, problems) is not None:
-            parse(rest_of(document), problems)
-        return
-    if is_remote(document):
-        read_service(document, problems)
-    parse(untuned(local_form(document), problems), problems)
+    parse(untuned(document, problems), problems)
 
 
 def _read(file: Path) -> Document:

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from mergepipe.checkpoint import Checkpoint, ModelSource
-from mergepipe.dialect import with_preset
 from mergepipe.errors import InputError, Problem, Problems
-from mergepipe.execute import Budget, Resources
-from mergepipe.pipeline.adapter_serving import prepare_served
-from mergepipe.pipeline.mixing import prepare_file as prepare_here
-from mergepipe.pipeline.preparing import Prepared, find_evaluations, named_target, settled
-from mergepipe.plugins import load_plugins
-from mergepipe.recipe import Document, has_several, override, parse, read_document
-from mergepipe.recipe.adapter_server import has_adapter_server
+from mergepipe.execute import Budget
+from mergepipe.pipeline.preparing import Options, Prepared, find_evaluations, named_target, settled
+from mergepipe.recipe import Document, parse
 from mergepipe.search.remote import (
     RemoteModel,
     RemotePool,
-    is_remote,
     local_form,
     named_models,
     read_service,
@@ -28,56 +20,16 @@ from mergepipe.search.remote import (
 )
 from mergepipe.search.space import untuned
 
-__all__ = ["prepare_file", "prepare_remote", "remote_input"]
+__all__ = ["check_remote", "prepare_remote", "remote_input"]
 
 
-def prepare_file(
-    file: Path,
-    *,
-    settings: Sequence[str] = (),
-    out: Path | None = None,
-    resources: Resources | None = None,
-    local_files_only: bool = False,
-    plugins: Sequence[Path] = (),
-    compat: str | None = None,
-    tell: Callable[[str], None] | None = None,
-) -> Prepared:
-    """Prepare what a file says, to be done here (see `mixing.prepare_file`) or on a service."""
-    if os.path.isfile(file) and not has_several(file):  # noqa: PTH113 (which never raises)
-        document = override(read_document(file), settings)
-        if is_remote(document):
-            digests, problems = load_plugins(plugins), Problems()
-            document = with_preset(document, problems)
-            return prepare_remote(document, problems, out=out, resources=resources, plugins=digests)
-        if has_adapter_server(document):
-            return prepare_served(
-                with_preset(document, problems := Problems()),
-                problems,
-                out=out,
-                resources=resources,
-                plugins=load_plugins(plugins),
-                local_files_only=local_files_only,
-            )
-    return prepare_here(
-        file,
-        settings=settings,
-        out=out,
-        resources=resources,
-        local_files_only=local_files_only,
-        plugins=plugins,
-        compat=compat,
-        tell=tell,
-    )
+def check_remote(document: Document, problems: Problems) -> None:
+    """Find what can be said of a recipe for a service without asking it."""
+    read_service(document, problems)
+    parse(untuned(local_form(document), problems), problems)
 
 
-def prepare_remote(
-    document: Document,
-    problems: Problems,
-    *,
-    out: Path | None = None,
-    resources: Resources | None = None,
-    plugins: Mapping[str, str] | None = None,
-) -> Prepared:
+def prepare_remote(document: Document, problems: Problems, options: Options) -> Prepared:
     """Prepare a recipe for a service: there are no plans, and checkpoints are names alone.
 
     Raises
@@ -108,10 +60,11 @@ def prepare_remote(
         checkpoints={label: _named(label) for label in _inputs(pool, document)},
         plans=(),
         evaluations=evaluations,
-        target=named_target(out or recipe.output.path),
-        resources=settled(resources),
+        target=named_target(options.out or recipe.output.path),
+        resources=settled(options.resources),
         budget=Budget(1, 0),
-        plugins=plugins or {},
+        warnings=tuple(problems.warnings),
+        plugins=options.plugins,
         searched=None if recipe.search is None else document,
         service=pool,
     )

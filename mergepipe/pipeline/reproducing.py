@@ -20,8 +20,8 @@ from mergepipe.execute import Resources
 from mergepipe.manifest import MANIFEST_FILE, RUN_FILE, read_manifest
 from mergepipe.pipeline.dependencies import library_versions
 from mergepipe.pipeline.finding import Search, check_inputs, check_transplants, placed
+from mergepipe.pipeline.kinds import prepare
 from mergepipe.pipeline.merging import Outcome, Report, Tell, merge
-from mergepipe.pipeline.mixing import prepare_file
 from mergepipe.pipeline.preparing import Prepared
 from mergepipe.pipeline.transplanting import REPORT_FILE
 from mergepipe.verify import verify
@@ -169,7 +169,7 @@ def _prepared(
     problems.raise_any()
     recipe = scratch / MANIFEST_FILE  # so that messages name the file that the recipe is in
     recipe.write_text(json.dumps(data, indent=1), encoding="utf-8")
-    prepared = prepare_file(
+    prepared = prepare(
         recipe, out=how.out or scratch / "again", resources=how.resources, plugins=plugins
     )
     refuse_unallowed(prepared.evaluations if how.score is not None else (), how.allowed)

@@ -10,7 +10,7 @@ from typing import Any
 from mergepipe.checkpoint.folder import is_weight_file
 from mergepipe.errors import Problems
 from mergepipe.execute import Resources
-from mergepipe.pipeline.preparing import Prepared, prepare_document
+from mergepipe.pipeline.preparing import Options, Prepared, prepare_merge
 from mergepipe.recipe import Document, override
 
 __all__ = ["prepare_transplant"]
@@ -60,7 +60,7 @@ def prepare_transplant(
         data["evaluate"] = [{"use": "bits_per_byte", "data": str(text)}]
     document = Document(Path("command line"), data, {(): (1, 1)})
     document = override(document, [f"transplant.{one}" for one in settings])
-    return prepare_document(document, Problems(), out=out, resources=resources)
+    return prepare_merge(document, Problems(), Options(out, resources or Resources()))
 
 
 def _labels(*places: str) -> list[str]:

@@ -15,7 +15,7 @@ from mergepipe.checkpoint import Checkpoint
 from mergepipe.errors import InputError, Problem, Problems, did_you_mean
 from mergepipe.execute import Resources
 from mergepipe.pipeline import LiveModels, Prepared
-from mergepipe.pipeline.preparing import prepare_document, replanned
+from mergepipe.pipeline.preparing import Options, prepare_merge, replanned
 from mergepipe.recipe import Document
 from mergepipe.service.pool import COMPOSITION, Pool
 
@@ -214,7 +214,7 @@ def _prepared(pool: Pool, resources: Resources) -> Prepared:
     """Open all of the pool's models, once."""
     data = {**_recipe(pool), "merge": {"method": "linear", "models": {pool.base: {}}}}
     document = Document(pool.file, data, {(): (1, 1)})
-    return prepare_document(document, Problems(), resources=resources)
+    return prepare_merge(document, Problems(), Options(resources=resources))
 
 
 def _adapters(pool: Pool) -> AdapterPool | None:

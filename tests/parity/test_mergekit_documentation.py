@@ -11,7 +11,7 @@ from merges import tensors
 from mixtures import family
 from test_mergekit_dialect import by_mergekit, written
 
-from mergepipe.pipeline import merge, prepare_file
+from mergepipe.pipeline import merge, prepare
 
 FOLDER = Path(__file__).parent / "configurations"
 TEXTS = {one.stem: one.read_text() for one in sorted(FOLDER.glob("*.yml"))}
@@ -34,7 +34,7 @@ def models(tmp_path_factory):
 
 def by_us(models, folder, name):
     file = written(folder, models[name in WITH_WORDS], TEXTS[name])
-    merge(prepare_file(file, out=folder / "ours"), sync=False)
+    merge(prepare(file, out=folder / "ours"), sync=False)
     return tensors(folder / "ours")
 
 

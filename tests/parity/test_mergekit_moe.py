@@ -11,7 +11,7 @@ from merges import tensors
 from mixtures import PROMPTS, document, expert, family, loaded, logits
 from torch.testing import assert_close
 
-from mergepipe.pipeline import merge, prepare_moe
+from mergepipe.pipeline import merge, prepare
 
 MATRICES = ("gate_proj", "up_proj", "down_proj")
 MIXTRAL = dict(zip(MATRICES, ("w1", "w3", "w2"), strict=True))
@@ -29,7 +29,7 @@ def by_both(folder, **fields):
     options = MergeOptions(copy_tokenizer=False, write_model_card=False, quiet=True)
     asked = MoEMergeConfig.model_validate(yaml.safe_load(text))
     build(asked, str(folder / "theirs"), options, device="cpu")
-    merge(prepare_moe(folder / "moe.yml", out=folder / "ours"), sync=False)
+    merge(prepare(folder / "moe.yml", out=folder / "ours"), sync=False)
     return tensors(folder / "ours"), tensors(folder / "theirs")
 
 
