@@ -22,11 +22,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, NonNegativeInt
+from pydantic import BaseModel, Field, NonNegativeInt, model_validator
+from typing_extensions import Self
 
 from mergepipe.errors import InputError, MergepipeError, Problem, did_you_mean, printable
 from mergepipe.evaluate import Context, Item, Metric, Result, mean, ratio
@@ -62,6 +64,14 @@ class Parameters(BaseModel, frozen=True, extra="forbid", strict=True):
     num_fewshot: NonNegativeInt | None = None
     chat: bool = False
     download: bool = False
+
+    @model_validator(mode="after")
+    def _is_installed(self) -> Self:
+        """Say so before anything is merged, not after."""
+        if find_spec("lm_eval") is None:
+            what = "lm-evaluation-harness is not installed: pip install 'mergepipe[eval]'"
+            raise ValueError(what)
+        return self
 
 
 def cached(_: Parameters) -> bool:

@@ -77,7 +77,10 @@ def recipe(tmp_path):
 def test_a_comparison_prints_every_input_and_merge_and_keeps_nothing(recipe, capsys):
     file = recipe()
     said = command(capsys, "run", file, "--json")
-    models = dict.fromkeys(one["model"] for one in json.loads(said.out)["results"])
+    found = json.loads(said.out)
+    models = dict.fromkeys(one["model"] for one in found["results"])
+    differing = {one["model"] for one in found["differences"]}
+    assert differing == {"german", "python", "arithmetic", "linear", "task_arithmetic_lines"}
     assert set(models) == {
         "base",
         "german",

@@ -6,19 +6,23 @@ import doctest
 import json
 import math
 import shutil
+import subprocess
+import sys
 
 import merges
+import mixtures
 import pytest
 import reported
 from command_line import command
 from reported import GRADIENTS, Elements, edited, page_file, page_of, scored
+from test_plugins import OURS
 
 from mergepipe.checkpoint import layer_of
 from mergepipe.errors import InputError
 from mergepipe.evaluate import Item, ScoreRow, differences, read_results, results_jsonl
 from mergepipe.inspect import inspect, model_numbers, open_inputs, pair_numbers
 from mergepipe.manifest import MANIFEST_FILE, MEASURED_FILE, RUN_FILE
-from mergepipe.pipeline import prepare
+from mergepipe.pipeline import merge, prepare
 from mergepipe.pipeline.reporting import report
 from mergepipe.report import paths, stages
 from mergepipe.report.charts import scales
@@ -115,6 +119,52 @@ def test_the_run_says_how_long_it_took_and_not_in_the_manifest(made, page):
     assert record["recipe_folder"] == ".."
     assert RUN_FILE not in (made / MANIFEST_FILE).read_text()
     assert record["started"][:10] in Elements(page).words
+
+
+def test_models_that_the_recipe_names_by_absolute_paths_are_found_again(tmp_path):
+    (tmp_path / "models").mkdir()
+    models = merges.write_models(tmp_path / "models")
+    named = {label: str(models / label) for label in ("base", "a", "b")}
+    (tmp_path / "elsewhere").mkdir()
+    result = reported.run(tmp_path / "elsewhere", models=named)
+    assert "./base" in (result / MANIFEST_FILE).read_text()
+    assert report(result).missing == ()
+    assert "not measured" not in Elements(page_file(result).read_text()).words
+
+
+def test_a_run_with_a_plugin_is_reported_with_it(tmp_path, capsys):
+    merges.write_models(tmp_path)
+    plugin = tmp_path / "first_model.py"
+    plugin.write_text(OURS)
+    spec = {"method": "first_model", "models": {"a": {}, "b": {}}}
+    recipe = {"mergepipe": 1, "models": {"a": "./a", "b": "./b"}, "merge": spec}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    out, given = tmp_path / "out", ("--plugin", plugin)
+    words = [sys.executable, "-m", "mergepipe", "run", tmp_path / "recipe.yaml", *given]
+    subprocess.run([*words, "--out", out], check=True, capture_output=True)
+    said = command(capsys, "report", out)
+    assert "run with --plugin first_model.py" in said.err
+    said = command(capsys, "report", out, *given)
+    assert (said.status, said.err) == (0, "")
+    assert "reproduce out --inputs FOLDER-OF-THE-MODELS --plugin first_model.py" in page_of(out)
+    plugin.write_text(OURS + "#")
+    said = command(capsys, "report", out, *given)
+    assert "is not the one that was used" in said.err
+
+
+def test_a_mixture_of_experts_has_no_task_vectors_to_look_for(tmp_path):
+    mixtures.family(tmp_path)
+    result = merge(mixtures.prepared(tmp_path)).folder
+    assert report(result).missing == ()
+    assert "A mixture of experts has no task vectors." in page_file(result).read_text()
+
+
+def test_the_folder_of_a_search_is_named_where_there_is_no_result(tmp_path, capsys):
+    (tmp_path / "mix.search").mkdir()
+    (tmp_path / "mix.search" / "trials.json").touch()
+    said = command(capsys, "report", tmp_path / "mix")
+    assert said.status == 2
+    assert f"did you mean {tmp_path / 'mix.search'}?" in said.err
 
 
 def test_verify_knows_what_lies_beside_a_checkpoint(copied):

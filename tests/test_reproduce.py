@@ -89,6 +89,16 @@ def test_inputs_are_found_wherever_they_are_by_what_they_are(folder):
     assert_same(folder / "merged", folder / "moved", models=given)
 
 
+def test_models_that_were_named_by_absolute_paths_are_found_where_they_were(models, tmp_path):
+    shutil.copytree(models, tmp_path / "models")
+    named = {label: str(tmp_path / "models" / label) for label in ("base", "a", "b")}
+    (tmp_path / "elsewhere").mkdir()
+    made = merge(planned(tmp_path / "elsewhere", TIES, models=named), sync=False)
+    recipe = json.loads((made.folder / MANIFEST_FILE).read_text())["recipe"]
+    assert recipe["models"] == {label: f"./{label}" for label in named}
+    assert_same(made.folder)
+
+
 def test_nothing_is_left_behind_unless_it_is_asked_for(folder):
     before = sorted(folder.iterdir())
     assert_same(folder / "merged")

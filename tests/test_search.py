@@ -250,6 +250,28 @@ def test_a_range_that_the_method_does_not_take_is_refused_where_it_stands(tmp_pa
     assert not search_folder(tmp_path / "merged").exists()
 
 
+def test_what_would_fail_with_every_candidate_is_said_before_the_first(tmp_path, capsys):
+    evaluate = [EVALUATION | {"split": {"search": 150, "holdout": 100}}]
+    words = ("--workers", 1, "--no-merge", "--no-cache")
+    said = command(capsys, "search", written(tmp_path, evaluate=evaluate), *words)
+    assert said.status == 2
+    assert said.err.count("needs 251 or more, but there are 200") == 1
+    (study,) = optuna.get_all_study_summaries(f"sqlite:///{tmp_path / 'merged.search/trials.db'}")
+    assert study.n_trials == 0
+    assert not study.user_attrs  # so that the recipe, once it is mended, is no other search
+
+
+@pytest.mark.parametrize("name", ["search", "plan"])
+def test_a_search_without_its_packages_says_how_to_install_them(
+    name, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("mergepipe.search.optimizer.find_spec", lambda _: None)
+    said = command(capsys, name, written(tmp_path))
+    assert said.status == 3
+    assert "nevergrad and optuna" in said.err
+    assert "pip install 'mergepipe[search]'" in said.err
+
+
 def test_recipes_without_a_search_section_cannot_be_searched(capsys):
     said = command(capsys, "search", QUICKSTART / "recipe.yaml", "--out", "/tmp/nowhere")
     assert said.status == 2

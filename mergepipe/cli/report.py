@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mergepipe.cli.options import Threads
+from mergepipe.cli.options import Plugin, Threads
 from mergepipe.cli.signals import stoppable
 
 __all__ = ["report"]
@@ -30,6 +30,7 @@ def report(
             help="Where the models are that went in: the recipe's folder, or theirs.",
         ),
     ] = None,
+    plugin: Plugin = None,
     threads: Threads = None,
 ) -> None:
     """Write a page about a run: scores, parameters, task vectors, the search, time."""
@@ -38,6 +39,13 @@ def report(
     from mergepipe.pipeline import reporting
 
     with stoppable(), inspect_table.progress() as progress:
-        made = reporting.report(run, out=out, inputs=inputs, threads=threads, progress=progress)
+        made = reporting.report(
+            run,
+            out=out,
+            inputs=inputs,
+            plugins=plugin or (),
+            threads=threads,
+            progress=progress,
+        )
     print_warnings(made.missing)
     results.print(f"report: {made.file}", markup=False, highlight=False, soft_wrap=True)

@@ -107,7 +107,7 @@ def _run(
     if prepared.recipe.compares or not prepared.plans:
         with scoring.progress(settings) as (notice, told):
             scores = pipeline.compare(prepared, notice=notice, settings=told)
-        scoring.show(scores, shown)
+        scoring.show(scores, shown, reference=pipeline.compared_with(prepared))
         return None
     with progress.shown() as report:
         outcome = pipeline.merge(

@@ -168,6 +168,8 @@ def run_tuned(
         )
     progress.print_outcome(outcome)
     held = replace(settings, part="final")
+    if any(one.split for one in best.evaluations):
+        progress.tell("scored on the items that no candidate was chosen by, where there is a split")
     with scoring.progress(held) as (notice, told):
         scores = pipeline.evaluate_result(best, outcome, notice=notice, settings=told)
     scoring.show(

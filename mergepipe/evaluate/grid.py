@@ -48,8 +48,9 @@ class _Column:
     def text(self, model: str, *, errors: bool) -> str:
         if model not in self.values:
             return "failed" if model in self.failed else "–"
-        error = f" ±{self.errors[model]:.3f}" if errors and model in self.errors else ""
-        return f"{self.values[model]:.3f}{error}"
+        places = 1 if self.unit.startswith("%") else 3
+        error = f" ±{self.errors[model]:.{places}f}" if errors and model in self.errors else ""
+        return f"{self.values[model]:.{places}f}{error}"
 
     def best(self) -> str | None:
         """Give the value to show in bold: none where there is nothing to compare, or no better."""

@@ -37,7 +37,8 @@ def _table(grid: Grid) -> Group:
     found = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     found.add_column("model", no_wrap=True)
     for heading, unit in grid.headings:
-        found.add_column(Text(f"{printable(heading)}\n{printable(unit)}"), justify="right")
+        title = Text(f"{printable(heading)}\n{printable(unit)}")
+        found.add_column(title, justify="right", overflow="fold")
     marked = [
         any(line[at].mark for line in grid.lines.values()) for at in range(len(grid.headings))
     ]

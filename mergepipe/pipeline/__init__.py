@@ -2,7 +2,7 @@
 
 from mergepipe.pipeline.adapter_serving import write_composition
 from mergepipe.pipeline.carding import card_of, write_card
-from mergepipe.pipeline.comparing import compare
+from mergepipe.pipeline.comparing import compare, compared_with
 from mergepipe.pipeline.evaluating import NamedModel, ask_models, name_models, read_uses
 from mergepipe.pipeline.kinds import check_file, prepare
 from mergepipe.pipeline.live import LiveModels, live_model
@@ -39,6 +39,7 @@ __all__ = [
     "check_file",
     "check_targets",
     "compare",
+    "compared_with",
     "evaluate_result",
     "is_mixture",
     "live_model",

@@ -9,12 +9,12 @@ from mergepipe.evaluate import Scores, Settings, league, score
 from mergepipe.model import Model
 from mergepipe.pipeline.adapter_serving import score_composition
 from mergepipe.pipeline.beside import score_beside
-from mergepipe.pipeline.ensembles import score_ensemble
+from mergepipe.pipeline.ensembles import UNIFORM, score_ensemble
 from mergepipe.pipeline.live import LiveModels
 from mergepipe.pipeline.preparing import Prepared
 from mergepipe.pipeline.scoring import input_models, with_retention
 
-__all__ = ["compare"]
+__all__ = ["compare", "compared_with"]
 
 
 def compare(
@@ -45,6 +45,15 @@ def compare(
     scores += score_beside(prepared, notice=notice, settings=settings)
     ranked = league(scores.rows, tuple(prepared.checkpoints), tuple(prepared.recipe.beside))
     return with_retention(prepared, Scores(ranked, scores.failures))
+
+
+def compared_with(prepared: Prepared) -> str:
+    """Give the model that others are held against: the base, or an ensemble in equal shares."""
+    if prepared.ensemble is not None:
+        return UNIFORM
+    labels = tuple(prepared.checkpoints)
+    bases = dict.fromkeys(one.base for one in prepared.recipe.merges.values())
+    return next((base for base in bases if base in labels), labels[0])
 
 
 def _models(prepared: Prepared, notice: Callable[[str], None]) -> Iterator[Model]:

@@ -13,6 +13,7 @@ from mergepipe.digest import digest_of
 from mergepipe.errors import MergepipeError, Problems, printable
 from mergepipe.evaluate import Scores, read_results
 from mergepipe.manifest import MANIFEST_FILE, RESULTS_FILE, RUN_FILE, read_manifest
+from mergepipe.moe import is_moe
 from mergepipe.pipeline.locating import Measuring, measured
 from mergepipe.pipeline.searching import TRIALS_FILE
 from mergepipe.pipeline.transplanting import REPORT_FILE
@@ -68,7 +69,7 @@ class Gathered:
         manifest = _json(folder / MANIFEST_FILE)
         record, warnings = self._part(RUN_FILE, lambda: _record(folder / RUN_FILE)) or (None, [])
         roots = self._roots(folder, record)
-        recipe = self._part("the recipe", lambda: self._recipe(manifest["recipe"], roots))
+        recipe = self._part("the recipe", lambda: self._recipe(manifest, roots))
         scores = self._scores(folder)
         labels = [] if scores is None else _labels(scores)
         base = None if recipe is None else recipe.merges[recipe.result].base
@@ -95,7 +96,7 @@ class Gathered:
             ],
             record=record,
             recipe=self._part("the recipe", lambda: recipe_text(manifest["recipe"])) or "",
-            again=_again(folder.name),
+            again=_again(folder.name, manifest.get("plugins", {})),
             versions=self._part("the versions", lambda: versions_of(manifest)) or "",
         )
 
@@ -112,14 +113,16 @@ class Gathered:
 
     def _roots(self, folder: Path, record: RunRecord | None) -> list[Path]:
         """Give the folders that the recipe's relative paths may be relative to."""
-        said = None if record is None else record.recipe_folder
-        recorded = [] if said is None else [(folder / said).resolve()]
+        said = () if record is None else record.folders
+        recorded = [(folder / one).resolve() for one in said]
         given = [] if self.how.inputs is None else [self.how.inputs]
         return [one for one in (*given, *recorded, folder.parent) if one.is_dir()]
 
-    def _recipe(self, data: Any, roots: Sequence[Path]) -> Recipe | None:
-        """Read the recipe as if it lay where its paths lead somewhere."""
-        said = ""
+    def _recipe(self, manifest: Mapping[str, Any], roots: Sequence[Path]) -> Recipe | None:
+        """Read the recipe as if it lay where its paths lead somewhere; a mixture has none."""
+        data, said = manifest["recipe"], ""
+        if is_moe(data):
+            return None
         for root in roots:
             problems = Problems()
             document = Document(root / "recipe.yaml", data, {(): (1, 1)})
@@ -128,6 +131,10 @@ class Gathered:
                 return recipe
             said = said or "; ".join(dict.fromkeys(one.what for one in problems.found[:2]))
         if said:
+            options = " ".join(f"--plugin {name}" for name in manifest.get("plugins", {}))
+            if options:  # first, as long texts are cut
+                said = f"it was run with {options}, which can be given here too; without, {said}"
+                raise ValueError(said)
             raise ValueError(f"{said} (if it needs files, give its folder by --inputs)")
         return None
 
@@ -143,6 +150,8 @@ class Gathered:
         recipe: Recipe | None,
         roots: Sequence[Path],
     ) -> tuple[Maps | None, str]:
+        if is_moe(manifest["recipe"]):
+            return None, "A mixture of experts has no task vectors."
         if recipe is None:
             return None, "The recipe cannot be read here, so no task vectors were measured."
         return measured(folder, manifest, recipe, roots, self.how)
@@ -206,11 +215,12 @@ def _identity(manifest: Mapping[str, Any]) -> str:
     return digest_of(json.dumps(parts, sort_keys=True).encode())
 
 
-def _again(name: str) -> list[str]:
+def _again(name: str, plugins: Mapping[str, Any]) -> list[str]:
     shown = shlex.quote(printable(name, 200))
+    options = "".join(f" --plugin {shlex.quote(printable(one, 200))}" for one in plugins)
     return [
         "# hold the files against the manifest",
         f"mergepipe verify {shown}",
         "# make it again from the manifest, and compare every byte",
-        f"mergepipe reproduce {shown} --inputs FOLDER-OF-THE-MODELS",
+        f"mergepipe reproduce {shown} --inputs FOLDER-OF-THE-MODELS{options}",
     ]

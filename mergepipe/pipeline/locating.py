@@ -99,7 +99,8 @@ def _opened(
     for label in dict.fromkeys(labels):
         source = placed.sources[label]
         if source.path is not None and not source.path.exists():
-            problems.add(f"{label}", f"there is no {source.path.name} here any more", _ASK)
+            what = f"{source.path.name} is not where it was, or beside the result"
+            problems.add(label, what, _ASK)
             continue
         found = open_checkpoint(source, problems, local_files_only=True)
         if found is not None and not _is_same(found, manifest["inputs"][label]["tensors"]):
@@ -128,7 +129,7 @@ def _path(text: str, label: str, roots: Sequence[Path], given: Path | None) -> s
     """Give where a path of the recipe leads here; as it is, if nowhere."""
     path = Path(text).expanduser()
     places = [] if given is None else [given / path, given / path.name, given / label]
-    places += [root / path for root in roots]
+    places += [place for root in roots for place in (root / path, root / path.name)]
     there = (str(one.resolve()) for one in places if one.exists())
     return next(there, text)
 

@@ -62,7 +62,8 @@ class Recorder:
             "device": resources.device,
             "kept_tensors": kept,
             "warnings": [without_paths(one) for one in warnings],
-            "recipe_folder": _from_here(prepared),
+            "recipe_folder": _from_here(prepared, prepared.recipe.file.parent),
+            "model_folders": _model_folders(prepared),
         }
         with disk_faults(folder / RUN_FILE):
             (folder / RUN_FILE).write_bytes(_text(found))
@@ -73,12 +74,20 @@ def _cpu_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def _from_here(prepared: Prepared) -> str | None:
-    """Give the recipe's folder as seen from the result's, unless that leads through the root."""
+def _from_here(prepared: Prepared, folder: Path) -> str | None:
+    """Give a folder as seen from the result's, unless that leads through the root."""
     assert prepared.target is not None, "a run has a target"
-    target, folder = prepared.target.resolve(), prepared.recipe.file.parent.resolve()
-    shared = os.path.commonpath([target, folder])
-    return None if shared == os.sep else os.path.relpath(folder, target)
+    target, there = prepared.target.resolve(), folder.resolve()
+    shared = os.path.commonpath([target, there])
+    return None if shared == os.sep else os.path.relpath(there, target)
+
+
+def _model_folders(prepared: Prepared) -> list[str]:
+    """Give the folders that hold the models of this machine, as seen from the result's."""
+    sources = prepared.recipe.sources.values()
+    places = (place for one in sources for place in (one.path, one.adapter) if place is not None)
+    seen = (_from_here(prepared, place.resolve().parent) for place in places)
+    return list(dict.fromkeys(one for one in seen if one is not None))
 
 
 def timed(models: Iterable[Model], seconds: dict[str, float]) -> Iterator[Model]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mergepipe.errors import InputError, Problem
 from mergepipe.inspect import Reporter
-from mergepipe.manifest import MANIFEST_FILE, PAGE_FILE
+from mergepipe.manifest import MANIFEST_FILE, PAGE_FILE, read_manifest
 from mergepipe.pipeline.gathering import TRIALS, Gathered
 from mergepipe.pipeline.locating import Measuring
+from mergepipe.pipeline.reproducing import used_plugins
 from mergepipe.pipeline.searching import TRIALS_FILE, search_folder
+from mergepipe.plugins import load_plugins
 from mergepipe.report.page import GENERATOR, IDENTITY, page
 from mergepipe.write import disk_faults
 
@@ -35,24 +38,28 @@ def report(
     *,
     out: Path | None = None,
     inputs: Path | None = None,
+    plugins: Sequence[Path] = (),
     threads: int | None = None,
     progress: Reporter | None = None,
 ) -> Reported:
     """Write a page about the output folder of a run, or about a search's folder.
 
-    `inputs` is the folder of the recipe, or one that holds its models. A page that is not of this
-    run is not overwritten.
+    `inputs` is the folder of the recipe, or one that holds its models; `plugins` are those that it
+    was run with. A page that is not of this run is not overwritten.
 
     Raises
     ------
     InputError
-        if `run` is neither, what lies there cannot be read, or `out` is somebody else's file.
+        if `run` is neither, what lies there cannot be read, `out` is somebody else's file, or a
+        plugin is not the one that was used.
     EnvironmentFault
         if the page cannot be written.
 
     """
     result, searched = _folders(run)
     file = out or (result or run) / PAGE_FILE
+    if plugins and result is not None:
+        load_plugins(used_plugins(read_manifest(result).content, plugins))
     gathered = Gathered(result, searched, Measuring(inputs, threads, progress))
     contents = gathered.contents()
     _check_ours(file, contents.identity)
@@ -63,7 +70,9 @@ def report(
 def _folders(run: Path) -> tuple[Path | None, Path | None]:
     """Give the folders of result and search, of which one was named."""
     if not run.is_dir():
-        raise InputError(Problem(str(run), "no such folder", "name the output of a run"))
+        searched = search_folder(run)
+        fix = f"did you mean {searched}?" if _is_search(searched) else "name the output of a run"
+        raise InputError(Problem(str(run), "no such folder", fix))
     run = run.resolve()
     if (run / MANIFEST_FILE).is_file():
         searched = search_folder(run)

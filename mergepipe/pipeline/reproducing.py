@@ -24,6 +24,7 @@ from mergepipe.pipeline.kinds import prepare
 from mergepipe.pipeline.merging import Outcome, Report, Tell, merge
 from mergepipe.pipeline.preparing import Prepared
 from mergepipe.pipeline.transplanting import REPORT_FILE
+from mergepipe.report.gathering import recorded_folders
 from mergepipe.verify import verify
 from mergepipe.write import check_target, disk_faults
 
@@ -109,7 +110,7 @@ def reproduce(folder: Path, how: Again) -> Reproduced:
     if found.differences:
         raise DifferenceError(*found.differences)
     content = read_manifest(folder).content
-    plugins = _plugins(content, how.plugins)
+    plugins = used_plugins(content, how.plugins)
     with _scratch(folder) as scratch:
         prepared = _prepared(folder, content, how, plugins, scratch)
         _check(prepared, content, tell)
@@ -143,8 +144,15 @@ def _scratch(folder: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _plugins(content: Mapping[str, Any], files: Sequence[Path]) -> tuple[Path, ...]:
-    """Give the plugins that were used, each the same file as then; none is run before that."""
+def used_plugins(content: Mapping[str, Any], files: Sequence[Path]) -> tuple[Path, ...]:
+    """Give the plugins that a manifest says were used, each the same file; none is run here.
+
+    Raises
+    ------
+    InputError
+        if one is not among the files, or another one.
+
+    """
     problems, by_name = Problems(), {file.name: file for file in files}
     for name, digest in content.get("plugins", {}).items():
         file = by_name.get(name)
@@ -183,11 +191,10 @@ def _roots(folder: Path, inputs: Sequence[Path]) -> Iterator[Path]:
         raise InputError(*(Problem("--inputs", f"no folder {one}") for one in missing))
     yield from (one.resolve() for one in inputs)
     try:
-        said = json.loads((folder / RUN_FILE).read_bytes()).get("recipe_folder")
+        said = recorded_folders(json.loads((folder / RUN_FILE).read_bytes()))
     except (OSError, *_FAULTS):
-        said = None
-    if isinstance(said, str):
-        yield (folder / said).resolve()
+        said = []
+    yield from ((folder / one).resolve() for one in said)
     yield folder.resolve().parent
 
 

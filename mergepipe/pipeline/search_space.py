@@ -10,7 +10,7 @@ from mergepipe.pipeline.preparing import Prepared
 from mergepipe.recipe import Document, SearchSpec, parse
 from mergepipe.recipe.adapter_server import has_adapter_server, read_adapter_server
 from mergepipe.recipe.ensembles import is_ensemble, read_ensemble
-from mergepipe.search.optimizer import batch_size
+from mergepipe.search.optimizer import batch_size, check_packages
 from mergepipe.search.remote import local_form
 from mergepipe.search.space import Choice, Gene, Space, Value, read_space
 
@@ -24,11 +24,14 @@ def planned_search(prepared: Prepared) -> tuple[tuple[Gene, ...], int] | None:
     ------
     InputError
         if its ranges hold values that are none.
+    EnvironmentFault
+        if a package that searches need is not installed.
 
     """
     spec, document = prepared.recipe.search, prepared.searched
     if spec is None or document is None:
         return None
+    check_packages()
     space, _ = searched_space(prepared, document)
     return space.genes, batch_of(spec, space)
 

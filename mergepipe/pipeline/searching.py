@@ -19,10 +19,10 @@ from mergepipe.pipeline.preparing import Prepared
 from mergepipe.pipeline.search_setup import absolute, setup_of
 from mergepipe.pipeline.search_space import batch_of, searched_space
 from mergepipe.recipe import SearchSpec
-from mergepipe.search.finals import finalists_of, judge, scored_inputs
+from mergepipe.search.finals import finalists_of, judge, scored_inputs, try_out
 from mergepipe.search.loop import Loop, Rules, best_of
 from mergepipe.search.objective import Objective, with_best
-from mergepipe.search.optimizer import Nevergrad
+from mergepipe.search.optimizer import Nevergrad, check_packages
 from mergepipe.search.outputs import recipe_text, write_folder, write_text, write_trials
 from mergepipe.search.plots import svg_files
 from mergepipe.search.pool import Pool
@@ -99,7 +99,8 @@ def search(prepared: Prepared, how: Searching) -> Searched:
         if the recipe searches nothing, its ranges hold values that are none, the folder belongs to
         another search, or too many candidates fail.
     EnvironmentFault
-        from the disk, the storage, or an evaluation's server; what is done is kept.
+        from the disk, the storage, or an evaluation's server; what is done is kept. If a package
+        is missing.
     KeyboardInterrupt
         saying what is kept.
 
@@ -121,6 +122,7 @@ class _Search:
             raise InputError(
                 Problem("output.path", "no output folder", "set it, or give --out DIR")
             )
+        check_packages()
         check_target(prepared.target, overwrite=how.overwrite)
         self.prepared, self.how = prepared, how
         self.spec, self.document = spec, document
@@ -138,17 +140,20 @@ class _Search:
         fields = self.spec.fields
         objective = _objective(self.spec)
         batch = batch_of(self.spec, self.space)
-        study = self._study(objective)
-        kept = study.agree(setup_of(self.prepared, self.spec, self.space, self.evaluations, batch))
-        optimizer = Nevergrad(
-            fields.optimizer,
-            self.space.genes,
-            budget=int(kept["budget"]),
-            batch=batch,
-            seed=fields.seed,
-        )
         pool = self._pool()
         try:
+            study = self._study(objective)
+            if not study.trials():
+                try_out(pool.run, objective, next(iter(self.prepared.checkpoints)))
+            setup = setup_of(self.prepared, self.spec, self.space, self.evaluations, batch)
+            kept = study.agree(setup)
+            optimizer = Nevergrad(
+                fields.optimizer,
+                self.space.genes,
+                budget=int(kept["budget"]),
+                batch=batch,
+                seed=fields.seed,
+            )
             objective = self._completed(objective, pool)
             loop = Loop(
                 optimizer,

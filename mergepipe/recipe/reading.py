@@ -134,7 +134,10 @@ _INSIDE: dict[str, type[BaseModel]] = {
 }
 
 
+_KINDS = ("ensemble", "service", "adapter_server")  # what other recipes have, read by themselves
+
+
 def _known(path: FieldPath) -> Iterator[str]:
     """Give the fields that could stand where the last part of `path` stands."""
     names = [part for part in path[:-1] if isinstance(part, str) and part in _INSIDE]
-    return iter((_INSIDE[names[-1]] if names else RecipeFields).model_fields)
+    return iter(_INSIDE[names[-1]].model_fields if names else (*RecipeFields.model_fields, *_KINDS))

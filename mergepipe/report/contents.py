@@ -140,7 +140,8 @@ class RunRecord:
     threads: float | None
     device: str | None
     kept: int = 0  # tensors that an earlier run had made
-    recipe_folder: str | None = None  # as seen from the result's; it is not shown
+    # Where the recipe and the models were, as seen from the result; not shown.
+    folders: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)

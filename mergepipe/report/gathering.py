@@ -92,6 +92,12 @@ def versions_of(manifest: Mapping[str, Any]) -> str:
     return f"Made by mergepipe {manifest['mergepipe']} with {', '.join(libraries)}."
 
 
+def recorded_folders(record: Any) -> list[str]:
+    """Give where recipe and models were, as seen from the result's folder, by a run's record."""
+    said = [record.get("recipe_folder"), *record.get("model_folders", ())]
+    return [one for one in said if isinstance(one, str)]
+
+
 def record_of(text: str) -> tuple[RunRecord, list[str]]:
     """Give the record of a run, and its warnings.
 
@@ -102,7 +108,6 @@ def record_of(text: str) -> tuple[RunRecord, list[str]]:
 
     """
     found = json.loads(text)
-    said = found.get("recipe_folder")
     record = RunRecord(
         started=str(found["started"]),
         parts=[(str(one["what"]), float(one["seconds"])) for one in found["parts"]],
@@ -113,7 +118,7 @@ def record_of(text: str) -> tuple[RunRecord, list[str]]:
         threads=_maybe(found, "threads"),
         device=None if found.get("device") is None else str(found["device"]),
         kept=int(found.get("kept_tensors", 0)),
-        recipe_folder=None if said is None else str(said),
+        folders=recorded_folders(found),
     )
     return record, [without_paths(str(one)) for one in found.get("warnings", [])]
 

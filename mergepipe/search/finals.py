@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from mergepipe.errors import InputError, Problem
+from mergepipe.errors import EnvironmentFault, InputError, Problem
 from mergepipe.evaluate import Part, ScoreRow
 from mergepipe.search.loop import Evaluate, front_of
 from mergepipe.search.objective import Objective, main_rows
@@ -14,7 +14,7 @@ from mergepipe.search.space import Value
 from mergepipe.search.study import Trial
 from mergepipe.search.verdict import Gain, Rows, Verdict, gain, overfit
 
-__all__ = ["finalists_of", "judge", "scored_inputs"]
+__all__ = ["finalists_of", "judge", "scored_inputs", "try_out"]
 
 _CHECKED_AGAIN = 3
 _MOVED = 1e-5  # of a loss: more than sums in another order come to
@@ -46,6 +46,19 @@ def scored_inputs(
     jobs = [Job(at, label=label, part=part) for at, label in enumerate(labels)]
     found = _answers(evaluate, jobs)
     return {label: found[at] for at, label in enumerate(labels)}
+
+
+def try_out(evaluate: Evaluate, objective: Objective, label: str) -> None:
+    """Score an input on one item, before a search begins: what fails with it fails with all.
+
+    Raises
+    ------
+    InputError, EnvironmentFault
+        if it cannot be scored, or the scores make no objective.
+
+    """
+    rows = _answers(evaluate, [Job(0, label=label, items=1)])[0]
+    objective.check_units(rows)
 
 
 def judge(
@@ -176,7 +189,8 @@ def _answers(evaluate: Evaluate, jobs: Sequence[Job]) -> dict[int, dict[str, Sco
     found = {}
     for job, answer in evaluate(jobs):
         if answer.reason:
-            what = job.label or "a finalist"
-            raise InputError(Problem(f"{what} on the {job.part} items", answer.reason))
+            where = f"{job.label or 'a finalist'} on the {job.part} items"
+            kind = EnvironmentFault if answer.is_environment else InputError
+            raise kind(Problem(where, answer.reason))
         found[job.key] = main_rows(answer.rows)
     return found

@@ -62,7 +62,7 @@ class Objective:
 
     def total(self, rows: Mapping[str, ScoreRow]) -> float:
         """Give the weighted mean of the losses of all evaluations, without the penalty."""
-        self._check_units(rows)
+        self.check_units(rows)
         parts = [
             weight * self.loss(name, rows[name].value, rows[name])
             for name, weight in self.weights.items()
@@ -90,7 +90,10 @@ class Objective:
         numbers = [abs(v) for v in values if isinstance(v, int | float) and type(v) is not bool]
         return self.penalty * fmean(numbers) if self.penalty and numbers else 0.0
 
-    def _check_units(self, rows: Mapping[str, ScoreRow]) -> None:
+    def check_units(self, rows: Mapping[str, ScoreRow]) -> None:
+        """Refuse to add up losses of different units."""
+        if self.is_front:
+            return
         units = {rows[name].unit: name for name in self.weights}
         if len(units) > 1 and not self.is_relative:
             what = f"{', '.join(f'{name} is in {unit}' for unit, name in units.items())}"

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any, Protocol
 
-from mergepipe.errors import InputError, did_you_mean
+from mergepipe.errors import EnvironmentFault, InputError, Problem, did_you_mean
 from mergepipe.search.space import Choice, Gene, Value
 
-__all__ = ["DEFAULT", "Nevergrad", "Optimizer", "batch_size"]
+__all__ = ["DEFAULT", "Nevergrad", "Optimizer", "batch_size", "check_packages"]
 
 DEFAULT = "NGOpt"
 _LEAST_BATCH = 4
+_PACKAGES = ("nevergrad", "optuna")
 _SIGMA = 6  # a first step is the range over this, unless the gene says its own
 
 
@@ -42,6 +44,21 @@ def batch_size(name: str, genes: int) -> int:
     from math import log
 
     return _LEAST_BATCH + int(3 * log(genes)) if "CMA" in name else _LEAST_BATCH
+
+
+def check_packages() -> None:
+    """Refuse to search without the packages that it takes.
+
+    Raises
+    ------
+    EnvironmentFault
+        naming those that are not installed.
+
+    """
+    missing = [name for name in _PACKAGES if find_spec(name) is None]
+    if missing:
+        what = f"a search needs {' and '.join(missing)}, not installed"
+        raise EnvironmentFault(Problem("search", what, "pip install 'mergepipe[search]'"))
 
 
 class Nevergrad:

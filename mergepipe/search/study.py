@@ -124,7 +124,7 @@ class Study:
         ]
         if found:
             what = f"was begun for another search: {'; '.join(found[:_MOST_CHANGES])}"
-            fix = "undo that, or search into another folder"
+            fix = "undo that, remove this search, or search into another folder"
             raise InputError(Problem(self._where, what, fix))
         return dict(kept)
 
