@@ -98,7 +98,7 @@ def test_tables_show_it_below_the_scores():
     rows = retention(ROWS, Suite(DOMAINS, {"bits": "base"}, rates={"attacks"}))
     text = markdown(rows)
     assert "retained" not in text.splitlines()[0]
-    assert "| merged | 75.000 | 75.000 | 75.000 | 20.000 | 20.000 | 0.600 |" in text
+    assert "| merged | 75.0 | 75.0 | 75.0 | 20.0 | 20.0 | 0.600 |" in text
     assert "<h2>Kept and forgotten</h2>" in page(rows)
     console = Console(width=120, file=StringIO())
     console.print(table(rows))

@@ -14,9 +14,10 @@ from mergepipe.pipeline.mixing import check_moe, is_mixture, prepare_moe
 from mergepipe.pipeline.preparing import (
     Options,
     Prepared,
+    as_recipe,
     check_merge,
     prepare_merge,
-    read_recipe,
+    read_file,
 )
 from mergepipe.pipeline.remote import check_remote, prepare_remote
 from mergepipe.plugins import load_plugins
@@ -106,11 +107,12 @@ def _read(
     plugins: Sequence[Path],
     compat: str | None,
 ) -> tuple[Document, Mapping[str, str]]:
-    digests = load_plugins(plugins)
-    document = read_recipe(file, problems, settings, compat=compat)
+    document = read_file(file, settings)
     if is_mixture(document):
         given = [name for name, value in (("plugin", plugins), ("compat", compat)) if value]
         problems.warnings.extend(
             f"{file.name}: --{x} has no effect on a mixture of experts" for x in given
         )
-    return document, digests
+        return document, {}
+    digests = load_plugins(plugins)
+    return as_recipe(document, problems, compat=compat), digests

@@ -39,11 +39,13 @@ from mergepipe.write import STAGES, partial_folder
 __all__ = [
     "Options",
     "Prepared",
+    "as_recipe",
     "check_apart",
     "check_merge",
     "find_evaluations",
     "named_target",
     "prepare_merge",
+    "read_file",
     "read_recipe",
     "replanned",
     "settled",
@@ -205,7 +207,16 @@ def read_recipe(
 
     A mixture of experts is given as it is: it has no form as a recipe.
     """
-    document = override(_read(file), settings)
+    return as_recipe(read_file(file, settings), problems, compat=compat)
+
+
+def read_file(file: Path, settings: Sequence[str] = ()) -> Document:
+    """Read a recipe, or whatever mergekit has in its place."""
+    return override(_read(file), settings)
+
+
+def as_recipe(document: Document, problems: Problems, *, compat: str | None = None) -> Document:
+    """Give the recipe that a document means: see `read_recipe`."""
     data = document.data
     if is_moe(data):
         return document
