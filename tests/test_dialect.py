@@ -356,3 +356,24 @@ def test_lint_prints_warnings_for_machines(folder, capsys):
     result = command(capsys, "lint", "--json", folder / "theirs.yml")
     assert result.status == 0
     assert len(json.loads(result.out)["warnings"]) == 1
+
+
+def test_cases_that_mergekit_passes_over_are_told(folder):
+    def with_weight(value):
+        first, second = HEALTHY["models"]
+        first = {**first, "parameters": {"weight": value, "density": 0.5}}
+        return {**HEALTHY, "models": [first, second]}
+
+    typo = [{"fliter": "mlp", "value": 0.3}, {"value": 1}]
+    told = "\n".join(said(folder, with_weight(typo)))
+    assert "unknown field 'fliter' has no effect" in told
+    assert "what follows a case without a filter has no effect" in told
+    with pytest.raises(InputError, match="`filter` is a part of a tensor's name"):
+        converted(folder, with_weight([{"filter": ["mlp", "attn"], "value": 1}]))
+
+
+def test_a_revision_of_a_folder_is_told_to_mean_nothing(folder):
+    first, second = HEALTHY["models"]
+    at = {"model": {"path": "a", "revision": "main"}}
+    told = said(folder, {**HEALTHY, "models": [{**first, "model": at}, second]})
+    assert any("a folder has no revisions" in one for one in told)

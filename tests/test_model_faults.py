@@ -339,3 +339,30 @@ def test_an_expert_whose_tokens_have_other_ids_is_refused_without_alignment(mode
     assert said.status == 2
     assert BAD in said.err
     assert "tokenizer" in said.err
+
+
+LOST = {
+    "a layer": ("model.layers.1.", "9 tensors are missing that the others have"),
+    "a matrix": (GATE, "1 tensors are missing that the others have: " + GATE),
+    "its embedding": ("embed_tokens", "1 tensors are missing that the others have"),
+    "its last norm": ("model.norm", "1 tensors are missing that the others have: model.norm"),
+}
+
+
+@pytest.mark.parametrize("label", ["base", "tied", "buffer", "not-used"])
+@pytest.mark.parametrize("what", LOST)
+def test_a_base_that_lost_tensors_makes_no_model_without_them(
+    what: str, label: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    part, words = LOST[what]
+    for seed, name in enumerate((label, "expert")):
+        llama(tmp_path / name, seed=seed, layers=3)
+    without(part)(tmp_path / label)
+    merge = {"method": "task_arithmetic", "base": label, "models": {"expert": {"weight": 0.5}}}
+    models = {name: f"./{name}" for name in (label, "expert")}
+    recipe = {"mergepipe": 1, "models": models, "merge": merge}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    said = command(capsys, "run", tmp_path / "recipe.yaml", "--out", tmp_path / "out")
+    assert said.status == 2
+    assert words in said.err
+    assert not (tmp_path / "out").exists()

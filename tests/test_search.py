@@ -385,6 +385,28 @@ def test_a_configuration_of_mergekit_evolve_is_the_search_that_it_means(tmp_path
         assert any(words in warning for warning in prepared.warnings), words
 
 
+@pytest.mark.parametrize("method", ["ties", "dare_ties", "dare_linear", "task_arithmetic"])
+def test_what_mergekit_evolve_merges_is_what_mergekit_merges(method, tmp_path):
+    for label in ("base", "german", "python"):
+        (tmp_path / label).symlink_to(QUICKSTART / label)
+    models = ["./german", "./python"]
+    genome = {"models": models, "merge_method": method, "base_model": "./base"}
+    evolve = {"genome": genome, "tasks": ["my_task"]}
+    normal = method in {"ties", "dare_ties"}  # so mergekit-evolve has it
+    plain = {
+        "models": [{"model": one, "parameters": {"weight": 0.5}} for one in models],
+        "merge_method": method,
+        "base_model": "./base",
+        "parameters": {"normalize": normal},
+    }
+    shared = []
+    for name, data in (("evolve", evolve), ("plain", plain)):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(data))
+        plan = prepare(tmp_path / f"{name}.yaml", out=tmp_path / name).plans[-1]
+        shared.append(plan.steps[0].shared)
+    assert shared[0] == shared[1]
+
+
 TASK = """\
 task: sums
 dataset_path: json

@@ -103,7 +103,8 @@ def _why_no_weights(files: frozenset[str], others: list[str]) -> tuple[str, str]
         return what, f"which are the weights? found: {', '.join(others[:5])}"
     if "adapter_config.json" in files:
         what = "is a PEFT (LoRA) adapter, not a model"
-        return what, "give its base model as `path` and this folder as `adapter`"
+        fix = "give its base model as `path` and this folder as `adapter` (mergekit: BASE+ADAPTER)"
+        return what, fix
     if any(name.endswith(".gguf") for name in files):
         what = "holds only a .gguf file, which mergepipe does not read"
         return what, "use the safetensors that the gguf was made from"

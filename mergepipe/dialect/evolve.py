@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from mergepipe.dialect.methods import METHODS
 from mergepipe.dialect.references import References
+from mergepipe.dialect.values import native_default
 from mergepipe.errors import Problems
 from mergepipe.recipe import Document
 
@@ -25,6 +27,7 @@ _GENES = ("layer_granularity", "allow_negative_weights", "filters", "smooth")
 _READ = ("genome", "tasks", "limit", "num_fewshot", "apply_chat_template", "output", "search")
 _NO_EFFECT = ("shuffle", "random_init", "fewshot_as_multiturn")
 _SLERPED = 2  # models
+_NORMALIZED = ("ties", "dare_ties", "linear")  # unless the genome says otherwise
 
 
 def is_evolve(data: object) -> bool:
@@ -86,8 +89,12 @@ def _merge(
         base = base if base in labels else labels[0]
     merge: dict[str, Any] = {"method": method, **({"base": base} if base else {})}
     merge["models"] = {label: {} for label in labels if label != base or method == "linear"}
-    if genome.get("normalize") is not None:
-        merge["normalize"] = genome["normalize"]
+    theirs = METHODS.get(method) if isinstance(method, str) else None
+    if theirs is not None and method != "slerp":
+        shared = theirs.shared.values()
+        merge |= {one.name: native_default(one) for one in shared} | dict(theirs.fixed)
+        asked = genome.get("normalize")
+        merge["normalize"] = method in _NORMALIZED if asked is None else asked
     return merge
 
 

@@ -87,7 +87,12 @@ class References:
         return self._located(model), None if adapter is None else self._located(adapter)
 
     def _located(self, text: str) -> str:
-        return self._local(text) or text.strip()
+        here, (front, at, _) = self._local(text), text.rpartition("@")
+        if here is None and at and self._local(front) is not None:
+            what = f"'{text}': a folder has no revisions, so it is read as it is"
+            self.problems.warn(self.document.where(()), what)
+            return self._located(front)
+        return here or text.strip()
 
     def _local(self, text: str) -> str | None:
         """Find a folder or file beside the configuration, or where the command runs."""

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mergepipe.dialect.methods import REQUIRED, Meaning
-from mergepipe.errors import Problems
+from mergepipe.errors import Problems, printable
 from mergepipe.recipe import Document, FieldPath
 
-__all__ = ["Layer", "first_anchors", "native_value"]
+__all__ = ["Layer", "first_anchors", "native_default", "native_value"]
 
 Layer = tuple[Mapping[str, Any], FieldPath]  # parameters, and where they stand
 
@@ -35,18 +35,28 @@ def native_value(
     cases: list[dict[str, Any]] = []
     for settings, path in layers:
         place = (*path, name)
-        for one in _conditions(settings.get(name)):
+        conditions = list(_conditions(settings.get(name)))
+        for at, one in enumerate(conditions):
+            _check_condition(one, document.where(place), problems)
             value = _changed(one.get("value"), meaning, document.where(place), problems)
             _say_outside(value, one, document.where(place), problems)
             if one.get("filter") in _EVERYTHING:
+                if at + 1 < len(conditions):
+                    what = f"'{name}': what follows a case without a filter has no effect"
+                    problems.warn(document.where(place), what)
                 return _joined(cases, value)
             cases.append({"tensors": _glob(str(one["filter"])), "value": value})
     if meaning.default is not REQUIRED:
-        return _joined(cases, _changed_scalar(meaning.default, meaning))
+        return _joined(cases, native_default(meaning))
     where = document.where(layers[0][1] if layers else ())
     what = f"'{name}' has no value" + (" for tensors that no filter is in" if cases else "")
     problems.add(where, what, f"give `{name}` under `parameters`")
     return None
+
+
+def native_default(meaning: Meaning) -> Any:
+    """Give mergekit's default of a parameter as our recipes write it."""
+    return _changed_scalar(meaning.default, meaning)
 
 
 def first_anchors(value: Any) -> Any:
@@ -65,6 +75,15 @@ def _conditions(value: Any) -> Iterable[Mapping[str, Any]]:
     if isinstance(value, list) and all(isinstance(one, dict) for one in value):
         return value
     return [{"value": value}]
+
+
+def _check_condition(one: Mapping[str, Any], where: str, problems: Problems) -> None:
+    """Say what mergekit passes over without a word: other fields, and filters that are no text."""
+    if unknown := [str(key) for key in one if key not in {"filter", "value"}]:
+        known = "a case has `filter` and `value`"
+        problems.warn(where, f"unknown field '{printable(unknown[0], 60)}' has no effect; {known}")
+    if not isinstance(one.get("filter"), str | None):
+        problems.add(where, "`filter` is a part of a tensor's name", "write one case for each")
 
 
 def _glob(text: str) -> str:

@@ -53,7 +53,10 @@ __all__ = [
 ]
 
 
-_COMPAT_HINT = "; --compat mergekit-0.1.4 merges the rows of the vocabulary that they share"
+_COMPAT_HINT = (
+    "; where only vocabularies differ, `tokenizer_source: base` or `union` aligns them, and "
+    "--compat mergekit-0.1.4 merges the rows that they share"
+)
 
 
 @dataclass(frozen=True, slots=True)
