@@ -326,6 +326,16 @@ def test_several_documents_are_stages(folder, tmp_path):
     assert (tmp_path / "out" / "model.safetensors").exists()
 
 
+def test_an_adapter_on_another_documents_result_is_refused_in_words(folder):
+    second = {
+        "models": [{"model": "first+./lora", "parameters": {"weight": 1}}],
+        "merge_method": "linear",
+    }
+    text = "\n---\n".join(yaml.safe_dump(one) for one in ({**HEALTHY, "name": "first"}, second))
+    with pytest.raises(InputError, match="cannot be put on what another document makes"):
+        converted(folder, text)
+
+
 @pytest.mark.parametrize("template", ["chatml", "{{ messages[0].content }}"])
 def test_a_chat_template_is_written_beside_the_model(folder, tmp_path, template):
     converted(folder, {**HEALTHY, "chat_template": template})

@@ -72,6 +72,10 @@ class References:
                 self.problems.warn(self.document.where(path), what)
             return here, None
         model, _, adapter = value.partition("+")
+        if adapter and model in self.stages:
+            what = f"'{value}': an adapter cannot be put on what another document makes"
+            self.problems.add(self.document.where(path), what, "put it on a model that is merged")
+            return None
         return self._located(model), self._located(adapter) if adapter else None
 
     def _of_mapping(
